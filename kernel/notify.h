@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * SMB2 CHANGE_NOTIFY for ksmbd, answered with the help of ksmbd-notifyd.
+ *
+ * A handle's first CHANGE_NOTIFY makes a watch, which lives until the handle
+ * is closed. Each CHANGE_NOTIFY is a request of its handle's watch and is
+ * parked without a thread. Watches and requests are handed to the daemon as
+ * items (notify_netlink.c); the daemon completes requests.
+ */
+
+#ifndef __KSMBD_NOTIFY_H__
+#define __KSMBD_NOTIFY_H__
+
+#include <linux/list.h>
+#include <linux/types.h>
+#include <linux/workqueue.h>
+
+struct file;
+struct smb2_hdr;
+struct xattr_dos_attrib;
+struct mnt_idmap;
+struct path;
+struct ksmbd_conn;
+struct ksmbd_file;
+struct ksmbd_inode;
+struct ksmbd_notify_request;
+struct ksmbd_session;
+struct ksmbd_work;
+
+/**
+ * struct ksmbd_notify_conn - what a connection owes its client
+ * @send:	requests of which something is to be sent, in order
+ * @work:	sends them; the only place that writes notify responses
+ * @pending:	requests parked on the connection, under conn->request_lock
+ */
+struct ksmbd_notify_conn {
+	struct list_head	send;
+	struct work_struct	work;
+	unsigned int		pending;
+};
+
+/* Hooks in ksmbd */
+int ksmbd_notify_init(void);
+void ksmbd_notify_exit(void);
+void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc);
+int ksmbd_notify(struct ksmbd_work *work);
+void ksmbd_notify_release(struct ksmbd_work *work);
+void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr);
+void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
+void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);
+void ksmbd_notify_session_expired(struct ksmbd_session *sess);
+void ksmbd_notify_flush(struct ksmbd_conn *conn);
+int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
+				const struct path *path,
+				struct xattr_dos_attrib *da);
+
+/**
+ * struct ksmbd_notify_next - an item on its way to the daemon
+ * @type:		enum ksmbd_notify_item_type
+ * @watch:		watch id
+ * @request:		request id
+ * @dir:		the watched directory, a reference, with a watch item
+ * @filter:		completion filter, with a watch item
+ * @length:		buffer length in bytes, with a watch or request item
+ * @tree:		whether it is a watch tree, with a watch item
+ * @rescan:		whether changes may have been missed, with a watch item
+ */
+struct ksmbd_notify_next {
+	u32			type;
+	u64			watch;
+	u64			request;
+	struct file		*dir;
+	u32			filter;
+	u32			length;
+	bool			tree;
+	bool			rescan;
+};
+
+/* For notify_netlink.c; daemon is the port id of the calling socket */
+int ksmbd_notify_register(u32 daemon);
+void ksmbd_notify_unregister(u32 daemon);
+int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next);
+void ksmbd_notify_unpop(u32 daemon);
+int ksmbd_notify_armed(u32 daemon, u64 watch, int err);
+struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 request,
+						size_t size);
+void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
+		      const char *name, int len);
+void ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status);
+
+#define KSMBD_NOTIFY_ACK_TIMEOUT	2000	/* milliseconds */
+
+/* notify_netlink.c */
+int ksmbd_notify_netlink_init(void);
+void ksmbd_notify_netlink_exit(void);
+int ksmbd_notify_ring(void);
+
+#endif /* __KSMBD_NOTIFY_H__ */
