@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/genl"
+)
+
+func TestHelpAndVersion(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-h"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"--help"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"-nv", "--once", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"--nodetach=1", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"watch", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"-v", "watch", "dir", "--help"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"-V"}, "ksmbd-notifyd version unknown\n"},
+		{[]string{"--version"}, "ksmbd-notifyd version unknown\n"},
+	} {
+		var stdout, stderr strings.Builder
+		if status := run(test.args, &stdout, &stderr); status != 0 || stderr.Len() > 0 {
+			t.Errorf("%q: status %d, stderr %q", test.args, status, &stderr)
+		}
+		if !strings.HasSuffix(stdout.String(), test.want) {
+			t.Errorf("%q: stdout ends in %q", test.args, stdout.String()[max(0, stdout.Len()-60):])
+		}
+	}
+}
+
+// Every option is in the help, with both its forms, and the other way round.
+func TestHelpNamesEveryOption(t *testing.T) {
+	for _, args := range [][]string{nil, {"watch"}} {
+		var help, stderr strings.Builder
+		run(append(args, "-h"), &help, &stderr)
+		for _, m := range regexp.MustCompile(`(?m)^  (?:-(\w),|   ) --([a-z]+)`).FindAllStringSubmatch(help.String(), -1) {
+			forms := []string{"--" + m[2]}
+			if m[1] != "" {
+				forms = append(forms, "-"+m[1])
+			}
+			for _, form := range forms {
+				stderr.Reset()
+				run(append(args, form, "--help"), new(strings.Builder), &stderr)
+				if strings.Contains(stderr.String(), "unknown") && !strings.Contains(stderr.String(), "filter") {
+					t.Errorf("%q %s: %s", args, form, &stderr)
+				}
+			}
+		}
+	}
+}
+
+// Bad use: one line that says what, one that says where to look.
+func TestMisuse(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-x"}, "'x'"},
+		{[]string{"--nope"}, "--nope"},
+		{[]string{"--once=perhaps"}, "perhaps"},
+		{[]string{"start"}, `"start"`},
+		{[]string{"watch"}, "no directory"},
+		{[]string{"watch", "a", "b"}, `"b"`},
+		{[]string{"watch", "-x", "a"}, "'x'"},
+		{[]string{"watch", "--filter", "names", "a"}, `"names"`},
+		{[]string{"watch", "--filter"}, "filter"},
+		{[]string{"watch", "--once", "a"}, "--once"},
+	} {
+		var stdout, stderr strings.Builder
+		status := run(test.args, &stdout, &stderr)
+		lines := strings.Split(stderr.String(), "\n")
+		if status != 1 || stdout.Len() > 0 || len(lines) != 3 || !strings.HasPrefix(lines[0], "ksmbd-notifyd: ") ||
+			!strings.Contains(lines[0], test.want) || !strings.HasPrefix(lines[1], "Try `ksmbd-notifyd") ||
+			!strings.HasSuffix(lines[1], "--help' for more information.") {
+			t.Errorf("%q: status %d, stdout %q, stderr %q", test.args, status, &stdout, &stderr)
+		}
+	}
+}
+
+// Bad surroundings: one line, which says what.
+func TestOneClearLine(t *testing.T) {
+	needRoot(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--once"}, "no generic netlink family ksmbd-notify: load the ksmbd module"},
+		{[]string{"watch", file}, file + ": not a directory"},
+		{[]string{"watch", file + ".none"}, file + ".none: no such file or directory"},
+		{[]string{"watch", "-r", "/proc"}, "/proc cannot be watched: "},
+	} {
+		var stdout, stderr strings.Builder
+		if status := run(test.args, &stdout, &stderr); status != 1 {
+			t.Errorf("%q: status %d", test.args, status)
+		}
+		if stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 ||
+			!strings.HasPrefix(stderr.String(), "ksmbd-notifyd: ") || !strings.Contains(stderr.String(), test.want) {
+			t.Errorf("%q: stdout %q, stderr %q", test.args, &stdout, &stderr)
+		}
+	}
+}
+
+// runWithout runs on a thread of its own, without capabilities.
+func runWithout(t *testing.T, args ...string) (status int, stderr string) {
+	t.Helper()
+	var out strings.Builder
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends here
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		err := unix.Capset(&header, &none[0])
+		if err == nil {
+			status = run(args, new(strings.Builder), &out)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return status, out.String()
+}
+
+func TestMissingCapabilities(t *testing.T) {
+	const line = "ksmbd-notifyd: must be run as root, missing: "
+	status, stderr := runWithout(t, "--once")
+	if want := line + "CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_DAC_READ_SEARCH\n"; status != 1 || stderr != want {
+		t.Errorf("daemon: status %d, %q, want %q", status, stderr, want)
+	}
+	status, stderr = runWithout(t, "watch", "/")
+	if want := line + "CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH\n"; status != 1 || stderr != want {
+		t.Errorf("watch: status %d, %q, want %q", status, stderr, want)
+	}
+}
+
+// The daemon waits for ksmbd, tells systemd so, and ends when told to.
+func TestDaemonWaitsAndEnds(t *testing.T) {
+	needRoot(t)
+	path := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("JOURNAL_STREAM", "1:2")
+
+	stderr := newOutput()
+	ended := make(chan int)
+	go func() { ended <- run([]string{"-n", "-v"}, new(strings.Builder), stderr) }()
+	line := stderr.next(t)
+	if !strings.HasPrefix(line, "warn: waiting for ksmbd reason=") {
+		t.Errorf("line %q", line)
+	}
+	b := make([]byte, 1000)
+	hear := func(want string) {
+		t.Helper()
+		n, err := systemd.Read(b)
+		if err != nil || string(b[:n]) != want {
+			t.Errorf("systemd hears %q, %v, want %q", b[:n], err, want)
+		}
+	}
+	hear("STATUS=Waiting for ksmbd")
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-ended; status != 0 {
+		t.Errorf("status %d", status)
+	}
+	hear("STOPPING=1")
+}
+
+func TestLogLine(t *testing.T) {
+	for _, journal := range []string{"", "8:1234"} {
+		t.Setenv("JOURNAL_STREAM", journal)
+		var b bytes.Buffer
+		log := newLogger(&b, slog.LevelInfo)
+		log.Debug("not seen")
+		log.Info("alone")
+		log.With("watch", 1).WithGroup("g").Error("failed", "err", errors.New("a\nb"), "name", "x", "time", 2)
+		want := []string{"info: alone", `error: failed watch=1 g.err="a\nb" g.name=x g.time=2`}
+		lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+		if len(lines) != len(want) {
+			t.Fatalf("lines %q", lines)
+		}
+		for i := range want {
+			if journal == "" {
+				stamp, rest, _ := strings.Cut(lines[i], "info")
+				if i == 1 {
+					stamp, rest, _ = strings.Cut(lines[i], "error")
+				}
+				if !regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} $`).MatchString(stamp) {
+					t.Errorf("line %q", lines[i])
+				}
+				_ = rest
+				lines[i] = lines[i][len(stamp):]
+			}
+			if lines[i] != want[i] {
+				t.Errorf("line %q, want %q", lines[i], want[i])
+			}
+		}
+	}
+}
+
+func TestRecordLines(t *testing.T) {
+	for _, test := range []struct {
+		name, human, object string
+	}{
+		{"a/b c", `ADDED             a/b c`, "a/b c"},
+		{"\u65e5\u672c", "ADDED             \u65e5\u672c", "\u65e5\u672c"},
+		{"<&>", `ADDED             <&>`, "<&>"},
+		{"a\nADDED b", `ADDED             "a\nADDED b"`, "a\nADDED b"},
+		{"\x1b[2J", `ADDED             "\x1b[2J"`, "\x1b[2J"},
+		{`q"\`, `ADDED             "q\"\\"`, `q"\`},
+		{"\xff\xfea", `ADDED             "\xff\xfea"`, "\ufffd\ufffda"},
+		{"end ", `ADDED             "end "`, "end "},
+	} {
+		records := []genl.Record{{Action: genl.ActionAdded, Name: test.name}}
+		var out bytes.Buffer
+		c := &client{out: &out}
+		if err := c.Complete(1, records); err != nil || out.String() != test.human+"\n" {
+			t.Errorf("%q is printed as %q, want %q", test.name, &out, test.human)
+		}
+
+		out.Reset()
+		c.json = true
+		if err := c.Complete(1, records); err != nil {
+			t.Error(err)
+		}
+		var got map[string]string
+		line := out.Bytes()
+		if err := json.Unmarshal(line, &got); err != nil || !utf8.Valid(line) || bytes.Count(line, []byte("\n")) != 1 {
+			t.Errorf("%q: object %q, %v", test.name, line, err)
+		}
+		if len(got) != 2 || got["action"] != "ADDED" || got["name"] != test.object {
+			t.Errorf("%q: object %q", test.name, line)
+		}
+	}
+	var out bytes.Buffer
+	c := &client{out: &out}
+	c.CompleteStatus(1, genl.StatusEnumDir)
+	c.json = true
+	c.CompleteStatus(2, genl.StatusEnumDir)
+	if want := "ENUM_DIR\n" + `{"action":"ENUM_DIR","name":""}` + "\n"; out.String() != want {
+		t.Errorf("ENUM_DIR is printed as %q, want %q", &out, want)
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("takes root")
+	}
+}

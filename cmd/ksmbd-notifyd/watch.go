@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/genl"
+	"ksmbd-notifyd/ipc"
+)
+
+const watchUsage = `Usage: ksmbd-notifyd watch [OPTION]... DIR
+
+Print the change records that an SMB client would get for DIR. Takes no ksmbd.
+Says on standard error when it watches, ends with an error when DIR is removed.
+
+  -r, --recursive       watch all directories below DIR too
+  -f, --filter=LIST     completion filter, parted by commas: file-name, dir-name,
+                        attributes, size, last-write, last-access, creation, ea,
+                        security, stream-name, stream-size, stream-write, all
+                        (default: all but last-access)
+  -j, --json            one object a line: {"action":"ADDED","name":"rel/path"};
+                        bytes that are not UTF-8 come as U+FFFD
+  -v, --verbose         log every event and request
+  -h, --help            show this help and exit
+
+Actions: ADDED, REMOVED, MODIFIED, RENAMED_OLD_NAME, RENAMED_NEW_NAME, and
+ENUM_DIR when records were lost and DIR is to be listed anew.
+
+See ksmbd-notifyd(8) for more details.
+`
+
+// watchBuffer is the buffer of the client that we stand for, in bytes. It takes
+// what fanotify queues by default, 16384 events, with names of usual length.
+const watchBuffer = 1 << 20
+
+// runWatch is the command "watch".
+func runWatch(args []string, verbose bool, stdout, stderr io.Writer) int {
+	var o struct {
+		recursive, json, verbose, help bool
+		filter                         string
+	}
+	flags := pflag.NewFlagSet("watch", pflag.ContinueOnError)
+	flags.BoolVarP(&o.recursive, "recursive", "r", false, "")
+	flags.StringVarP(&o.filter, "filter", "f", (ipc.All &^ ipc.LastAccess).String(), "")
+	flags.BoolVarP(&o.json, "json", "j", false, "")
+	flags.BoolVarP(&o.verbose, "verbose", "v", verbose, "")
+	flags.BoolVarP(&o.help, "help", "h", false, "")
+	err := flags.Parse(args)
+	var filter ipc.Filter
+	if err == nil {
+		filter, err = ipc.ParseFilter(o.filter)
+	}
+	switch {
+	case err != nil:
+	case o.help:
+		fmt.Fprint(stdout, watchUsage)
+		return 0
+	case flags.NArg() == 0:
+		err = errors.New("no directory given")
+	case flags.NArg() > 1:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(1))
+	}
+	if err != nil {
+		return misuse(stderr, err, "ksmbd-notifyd watch")
+	}
+
+	level := slog.LevelError
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return finish(stderr, watch(ctx, newLogger(stderr, level), &client{
+		dir: flags.Arg(0), tree: o.recursive, filter: filter, json: o.json, out: stdout, msg: stderr,
+	}))
+}
+
+// watch lets c watch until ctx is done, which is no error.
+func watch(ctx context.Context, log *slog.Logger, c *client) error {
+	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
+		return err
+	}
+	group, err := fanotify.Open(log)
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	return ipc.Serve(ctx, log, c, nil, ipc.Fanotify(group))
+}
+
+// client is an ipc.Kernel without ksmbd: it has one client that watches one
+// directory and sends a request whenever the last was answered.
+type client struct {
+	dir    string
+	tree   bool
+	filter ipc.Filter
+	json   bool
+	out    io.Writer // records
+	msg    io.Writer // messages
+
+	next    uint64 // number of calls of Next that handed out something
+	pending bool   // a request is
+	armed   bool   // said so
+	end     error  // why nothing more comes
+}
+
+// Next implements ipc.Kernel.
+func (c *client) Next() (genl.Item, error) {
+	item := genl.Item{WatchID: 1, FD: -1, BufferLength: watchBuffer}
+	switch {
+	case c.end != nil:
+		return item, c.end
+	case c.next == 0:
+		fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return item, fmt.Errorf("%s: %w", c.dir, err)
+		}
+		item.Type = genl.ItemTypeWatch
+		item.FD, item.Filter, item.Tree = fd, uint32(c.filter), c.tree
+	case !c.pending:
+		item.Type = genl.ItemTypeRequest
+		item.RequestID = c.next
+		c.pending = true
+	default:
+		if !c.armed { // the items before were acted upon
+			c.armed = true
+			fmt.Fprintf(c.msg, "watching %s\n", c.dir)
+		}
+		return item, ipc.ErrAgain
+	}
+	c.next++
+	return item, nil
+}
+
+// Armed implements ipc.Kernel.
+func (c *client) Armed(_ uint64, errno unix.Errno) error {
+	c.end = fmt.Errorf("%s cannot be watched: %w", c.dir, errno)
+	return nil
+}
+
+// Complete implements ipc.Kernel.
+func (c *client) Complete(_ uint64, records []genl.Record) error {
+	var b bytes.Buffer
+	for _, r := range records {
+		c.print(&b, r.Action.String(), r.Name)
+	}
+	return c.answered(b.Bytes())
+}
+
+// CompleteStatus implements ipc.Kernel.
+func (c *client) CompleteStatus(_ uint64, status genl.Status) error {
+	if status == genl.StatusDeletePending {
+		c.end = fmt.Errorf("%s was removed", c.dir)
+		return nil
+	}
+	var b bytes.Buffer
+	c.print(&b, status.String(), "")
+	return c.answered(b.Bytes())
+}
+
+// answered writes lines at once. There is no other output to fall back on when
+// that fails.
+func (c *client) answered(lines []byte) error {
+	if _, err := c.out.Write(lines); err != nil {
+		c.end = fmt.Errorf("writing records: %w", err)
+	}
+	c.pending = false
+	return nil
+}
+
+// print adds a record's line to b.
+func (c *client) print(b *bytes.Buffer, action, name string) {
+	if c.json {
+		e := json.NewEncoder(b)
+		e.SetEscapeHTML(false)
+		e.Encode(struct {
+			Action string `json:"action"`
+			Name   string `json:"name"`
+		}{action, name}) // neither a Buffer nor a string can fail
+		return
+	}
+	// A name must not end its line nor move the cursor.
+	if q := strconv.Quote(name); q != `"`+name+`"` || strings.HasSuffix(name, " ") {
+		name = q
+	}
+	b.WriteString(strings.TrimRight(fmt.Sprintf("%-16s  %s", action, name), " ") + "\n")
+}

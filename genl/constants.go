@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package genl
+
+// The family, see ksmbd-notify.yaml. A test fails when the names or values
+// here, in the spec and in kernel/notify_uapi.h differ.
+const (
+	FamilyName      = "ksmbd-notify"
+	FamilyVersion   = 1
+	McgrpNotifyd    = "notifyd"
+	ProtocolVersion = 1
+)
+
+// ItemType says what an item is.
+type ItemType uint32
+
+const (
+	ItemTypeWatch   ItemType = 1
+	ItemTypeRequest ItemType = 2
+	ItemTypeCancel  ItemType = 3
+	ItemTypeUnwatch ItemType = 4
+)
+
+// Action says what happened to a record's name, MS-FSCC 2.7.1.
+type Action uint32
+
+const (
+	ActionAdded          Action = 1
+	ActionRemoved        Action = 2
+	ActionModified       Action = 3
+	ActionRenamedOldName Action = 4
+	ActionRenamedNewName Action = 5
+)
+
+// Status ends a request without records.
+type Status uint32
+
+const (
+	StatusEnumDir       Status = 1
+	StatusDeletePending Status = 2
+)
+
+// Attributes of register.
+const (
+	ARegisterVersion         = 1
+	ARegisterMaxBufferLength = 2
+	ARegisterAckTimeout      = 3
+)
+
+// Attributes of an item.
+const (
+	AItemPad              = 1
+	AItemType             = 2
+	AItemWatchID          = 3
+	AItemRequestID        = 4
+	AItemFD               = 5
+	AItemCompletionFilter = 6
+	AItemWatchTree        = 7
+	AItemRescan           = 8
+	AItemBufferLength     = 9
+)
+
+// Attributes of armed.
+const (
+	AArmedPad     = 1
+	AArmedWatchID = 2
+	AArmedErrno   = 3
+)
+
+// Attributes of complete.
+const (
+	ACompletePad       = 1
+	ACompleteRequestID = 2
+	ACompleteStatus    = 3
+	ACompleteRecord    = 4
+)
+
+// Attributes of a record within complete.
+const (
+	ARecordAction = 1
+	ARecordName   = 2
+)
+
+// Commands.
+const (
+	CmdRegister = 1
+	CmdReady    = 2
+	CmdNext     = 3
+	CmdArmed    = 4
+	CmdComplete = 5
+)

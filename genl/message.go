@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package genl
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+)
+
+// MaxName is the longest name of a record, in bytes.
+const MaxName = 4095
+
+// ErrMalformed is what every decoder's errors wrap.
+var ErrMalformed = errors.New("malformed message")
+
+// Register makes the sender the daemon. The request carries only Version.
+type Register struct {
+	Version         uint32
+	MaxBufferLength uint32 // bytes, of any watch or request
+	AckTimeout      uint32 // milliseconds
+}
+
+// Item is what next hands out. Which fields count depends on Type, see the
+// spec.
+type Item struct {
+	Type         ItemType
+	WatchID      uint64
+	RequestID    uint64
+	FD           int // of the watched directory, -1 if there is none
+	Filter       uint32
+	Tree         bool
+	Rescan       bool
+	BufferLength uint32 // bytes
+}
+
+// Armed reports a watch that could not be armed.
+type Armed struct {
+	WatchID uint64
+	Errno   uint32 // positive
+}
+
+// Record is one change record.
+type Record struct {
+	Action Action
+	Name   string // relative to the watched directory, bytes as the filesystem has them
+}
+
+// Complete ends a request, with records or with a status.
+type Complete struct {
+	RequestID uint64
+	Status    Status // 0 with records
+	Records   []Record
+}
+
+// Encode returns m's attributes.
+func (m Register) Encode() ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(ARegisterVersion, m.Version)
+	if m.MaxBufferLength != 0 {
+		ae.Uint32(ARegisterMaxBufferLength, m.MaxBufferLength)
+	}
+	if m.AckTimeout != 0 {
+		ae.Uint32(ARegisterAckTimeout, m.AckTimeout)
+	}
+	return ae.Encode()
+}
+
+// DecodeRegister decodes the attributes of a register request or reply.
+func DecodeRegister(b []byte) (Register, error) {
+	var m Register
+	_, err := decode(b, 1<<ARegisterVersion, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case ARegisterVersion:
+			m.Version = ad.Uint32()
+		case ARegisterMaxBufferLength:
+			m.MaxBufferLength = ad.Uint32()
+		case ARegisterAckTimeout:
+			m.AckTimeout = ad.Uint32()
+		}
+	})
+	if err != nil {
+		return Register{}, fmt.Errorf("register: %w", err)
+	}
+	return m, nil
+}
+
+// Encode returns m's attributes, those that go with its type.
+func (m Item) Encode() ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(AItemType, uint32(m.Type))
+	if m.Type != ItemTypeCancel {
+		ae.Uint64(AItemWatchID, m.WatchID)
+	}
+	if m.Type == ItemTypeRequest || m.Type == ItemTypeCancel {
+		ae.Uint64(AItemRequestID, m.RequestID)
+	}
+	if m.Type == ItemTypeWatch {
+		ae.Int32(AItemFD, int32(m.FD))
+		ae.Uint32(AItemCompletionFilter, m.Filter)
+		ae.Flag(AItemWatchTree, m.Tree)
+		ae.Flag(AItemRescan, m.Rescan)
+	}
+	if m.Type == ItemTypeWatch || m.Type == ItemTypeRequest {
+		ae.Uint32(AItemBufferLength, m.BufferLength)
+	}
+	return ae.Encode()
+}
+
+// itemNeeds has the attributes that an item of each type must have, FD aside.
+var itemNeeds = map[ItemType]set{
+	ItemTypeWatch:   1<<AItemWatchID | 1<<AItemCompletionFilter | 1<<AItemBufferLength,
+	ItemTypeRequest: 1<<AItemWatchID | 1<<AItemRequestID | 1<<AItemBufferLength,
+	ItemTypeCancel:  1 << AItemRequestID,
+	ItemTypeUnwatch: 1 << AItemWatchID,
+}
+
+// DecodeItem decodes the attributes of an item. The caller owns the item's FD
+// whenever it is not -1, also when there is an error; nothing else of the item
+// counts then.
+func DecodeItem(b []byte) (Item, error) {
+	m := Item{FD: -1}
+	seen, err := decode(b, 1<<AItemType, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case AItemType:
+			m.Type = ItemType(ad.Uint32())
+		case AItemWatchID:
+			m.WatchID = ad.Uint64()
+		case AItemRequestID:
+			m.RequestID = ad.Uint64()
+		case AItemFD:
+			m.FD = max(-1, int(ad.Int32()))
+		case AItemCompletionFilter:
+			m.Filter = ad.Uint32()
+		case AItemWatchTree:
+			m.Tree = ad.Flag()
+		case AItemRescan:
+			m.Rescan = ad.Flag()
+		case AItemBufferLength:
+			m.BufferLength = ad.Uint32()
+		}
+	})
+	needs, known := itemNeeds[m.Type]
+	switch {
+	case err != nil:
+	case !known:
+		err = fmt.Errorf("%w: type %v", ErrMalformed, m.Type)
+	case (m.FD >= 0) != (m.Type == ItemTypeWatch):
+		err = fmt.Errorf("%w: file descriptor %d", ErrMalformed, m.FD)
+	default:
+		err = seen.need(needs)
+	}
+	if err != nil {
+		return Item{FD: findFD(b)}, fmt.Errorf("item: %w", err)
+	}
+	return m, nil
+}
+
+// findFD returns the file descriptor of a malformed item, or -1. Whatever else
+// is wrong with the item, the kernel may have installed it.
+func findFD(b []byte) int {
+	fd := -1
+	ad, err := netlink.NewAttributeDecoder(b)
+	if err != nil {
+		return fd
+	}
+	for ad.Next() {
+		if ad.Type() == AItemFD {
+			fd = max(-1, int(ad.Int32()))
+		}
+	}
+	return fd
+}
+
+// Encode returns m's attributes.
+func (m Armed) Encode() ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint64(AArmedWatchID, m.WatchID)
+	ae.Uint32(AArmedErrno, m.Errno)
+	return ae.Encode()
+}
+
+// DecodeArmed decodes the attributes of armed.
+func DecodeArmed(b []byte) (Armed, error) {
+	var m Armed
+	_, err := decode(b, 1<<AArmedWatchID|1<<AArmedErrno, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case AArmedWatchID:
+			m.WatchID = ad.Uint64()
+		case AArmedErrno:
+			m.Errno = ad.Uint32()
+		}
+	})
+	if err != nil {
+		return Armed{}, fmt.Errorf("armed: %w", err)
+	}
+	return m, nil
+}
+
+// Encode returns m's attributes. It fails if a record's name is not one that
+// the spec allows.
+func (m Complete) Encode() ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint64(ACompleteRequestID, m.RequestID)
+	if m.Status != 0 {
+		ae.Uint32(ACompleteStatus, uint32(m.Status))
+	}
+	for _, r := range m.Records {
+		if !ValidName(r.Name) {
+			return nil, fmt.Errorf("complete: invalid name %.100q", r.Name)
+		}
+		ae.Nested(ACompleteRecord, func(ae *netlink.AttributeEncoder) error {
+			ae.Uint32(ARecordAction, uint32(r.Action))
+			ae.Bytes(ARecordName, []byte(r.Name))
+			return nil
+		})
+	}
+	return ae.Encode()
+}
+
+// ValidName reports whether a record can carry the name.
+func ValidName(name string) bool {
+	return name != "" && len(name) <= MaxName && strings.IndexByte(name, 0) < 0
+}
+
+// DecodeComplete decodes the attributes of complete.
+func DecodeComplete(b []byte) (Complete, error) {
+	var m Complete
+	_, err := decode(b, 1<<ACompleteRequestID, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case ACompleteRequestID:
+			m.RequestID = ad.Uint64()
+		case ACompleteStatus:
+			m.Status = Status(ad.Uint32())
+		case ACompleteRecord:
+			ad.Do(func(b []byte) error {
+				r, err := decodeRecord(b)
+				m.Records = append(m.Records, r)
+				return err
+			})
+		}
+	})
+	if err == nil && (m.Status == 0) == (len(m.Records) == 0) {
+		err = fmt.Errorf("%w: not either records or a status", ErrMalformed)
+	}
+	if err != nil {
+		return Complete{}, fmt.Errorf("complete: %w", err)
+	}
+	return m, nil
+}
+
+func decodeRecord(b []byte) (Record, error) {
+	var r Record
+	_, err := decode(b, 1<<ARecordAction|1<<ARecordName, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case ARecordAction:
+			r.Action = Action(ad.Uint32())
+		case ARecordName:
+			r.Name = string(ad.Bytes())
+		}
+	})
+	if err == nil && !ValidName(r.Name) {
+		err = fmt.Errorf("%w: invalid name %.100q", ErrMalformed, r.Name)
+	}
+	return r, err
+}
+
+// set is a set of attribute types. All are small numbers.
+type set uint64
+
+func (s set) need(need set) error {
+	if missing := need &^ s; missing != 0 {
+		return fmt.Errorf("%w: attribute %d is missing", ErrMalformed, bits.TrailingZeros64(uint64(missing)))
+	}
+	return nil
+}
+
+// decode calls fn for each attribute of b and returns which there were; those
+// in need must be there.
+func decode(b []byte, need set, fn func(*netlink.AttributeDecoder)) (set, error) {
+	ad, err := netlink.NewAttributeDecoder(b)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	var seen set
+	for ad.Next() {
+		seen |= 1 << ad.Type()
+		fn(ad)
+	}
+	if err := ad.Err(); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return seen, seen.need(need)
+}

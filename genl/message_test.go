@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package genl
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+)
+
+func encode(t testing.TB, m interface{ Encode() ([]byte, error) }) []byte {
+	t.Helper()
+	b, err := m.Encode()
+	if err != nil {
+		t.Fatalf("encoding %+v: %v", m, err)
+	}
+	return b
+}
+
+var items = []Item{
+	{Type: ItemTypeWatch, WatchID: 1, FD: 7, Filter: 0xfff, BufferLength: 4096},
+	{Type: ItemTypeWatch, WatchID: 1 << 63, FD: 0, Tree: true, Rescan: true},
+	{Type: ItemTypeRequest, WatchID: 1, RequestID: 2, FD: -1, BufferLength: 1 << 20},
+	{Type: ItemTypeCancel, RequestID: 2, FD: -1},
+	{Type: ItemTypeUnwatch, WatchID: 1, FD: -1},
+}
+
+var completes = []Complete{
+	{RequestID: 1, Status: StatusEnumDir},
+	{RequestID: 1, Status: StatusDeletePending},
+	{RequestID: 1 << 63, Records: []Record{{ActionAdded, "a"}}},
+	{RequestID: 2, Records: []Record{
+		{ActionRenamedOldName, "d/" + strings.Repeat("x", MaxName-2)},
+		{ActionRenamedNewName, "\xff\xfe not UTF-8 \u65e5\u672c"},
+	}},
+}
+
+func TestRoundTrip(t *testing.T) {
+	for _, want := range items {
+		if got, err := DecodeItem(encode(t, want)); err != nil || got != want {
+			t.Errorf("item %+v came back as %+v, %v", want, got, err)
+		}
+	}
+	for _, want := range completes {
+		if got, err := DecodeComplete(encode(t, want)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("complete %+v came back as %+v, %v", want, got, err)
+		}
+	}
+	for _, want := range []Register{{Version: 1}, {1, 8 << 20, 2000}} {
+		if got, err := DecodeRegister(encode(t, want)); err != nil || got != want {
+			t.Errorf("register %+v came back as %+v, %v", want, got, err)
+		}
+	}
+	want := Armed{WatchID: 3, Errno: 28}
+	if got, err := DecodeArmed(encode(t, want)); err != nil || got != want {
+		t.Errorf("armed %+v came back as %+v, %v", want, got, err)
+	}
+}
+
+// The wire as the kernel's side reads it, written out by hand.
+func TestEncodeBytes(t *testing.T) {
+	ne := func(v uint32) []byte {
+		ae := netlink.NewAttributeEncoder()
+		ae.Uint32(0, v)
+		b, _ := ae.Encode()
+		return b[4:]
+	}
+	attr := func(length, typ uint16, data ...[]byte) []byte {
+		b := ne(uint32(length) | uint32(typ)<<16) // little endian only
+		return append(b, bytes.Join(data, nil)...)
+	}
+	if !bytes.Equal(ne(1), []byte{1, 0, 0, 0}) {
+		t.Skip("written for little endian")
+	}
+	want := bytes.Join([][]byte{
+		attr(12, 2, ne(9), ne(0)), // request-id
+		attr(20, 4|0x8000, attr(8, 1, ne(1)), attr(6, 2, []byte("ab\x00\x00"))),
+	}, nil)
+	got := encode(t, Complete{RequestID: 9, Records: []Record{{ActionAdded, "ab"}}})
+	if !bytes.Equal(got, want) {
+		t.Errorf("got  %x\nwant %x", got, want)
+	}
+}
+
+func TestCompleteOf4MiB(t *testing.T) {
+	want := Complete{RequestID: 1}
+	for size := 0; size < 4<<20; size += MaxName {
+		want.Records = append(want.Records, Record{ActionModified, strings.Repeat("n", MaxName)})
+	}
+	b := encode(t, want)
+	if len(b) < 4<<20 {
+		t.Fatalf("only %d bytes", len(b))
+	}
+	if got, err := DecodeComplete(b); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%d records came back as %d, %v", len(want.Records), len(got.Records), err)
+	}
+}
+
+func TestEncodeInvalidName(t *testing.T) {
+	for _, name := range []string{"", "a\x00b", strings.Repeat("x", MaxName+1), strings.Repeat("x", 1<<17)} {
+		m := Complete{RequestID: 1, Records: []Record{{ActionAdded, name}}}
+		if _, err := m.Encode(); err == nil {
+			t.Errorf("name of %d bytes was encoded", len(name))
+		}
+	}
+}
+
+func TestDecodeItemMalformed(t *testing.T) {
+	build := func(fn func(ae *netlink.AttributeEncoder)) []byte {
+		ae := netlink.NewAttributeEncoder()
+		fn(ae)
+		b, err := ae.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, test := range []struct {
+		name string
+		b    []byte
+		fd   int
+	}{
+		{"empty", nil, -1},
+		{"cut short", []byte{8, 0, 2}, -1},
+		{"length beyond the end", []byte{12, 0, 2, 0, 1, 0, 0, 0}, -1},
+		{"no type, with fd", build(func(ae *netlink.AttributeEncoder) { ae.Int32(AItemFD, 9) }), 9},
+		{"type of two bytes, then fd", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint16(AItemType, 1)
+			ae.Int32(AItemFD, 9)
+		}), 9},
+		{"unknown type, with fd", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, 99)
+			ae.Int32(AItemFD, 9)
+		}), 9},
+		{"watch without id", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, uint32(ItemTypeWatch))
+			ae.Int32(AItemFD, 9)
+			ae.Uint32(AItemCompletionFilter, 1)
+			ae.Uint32(AItemBufferLength, 1)
+		}), 9},
+		{"watch with negative fd", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, uint32(ItemTypeWatch))
+			ae.Uint64(AItemWatchID, 1)
+			ae.Int32(AItemFD, -9)
+			ae.Uint32(AItemCompletionFilter, 1)
+			ae.Uint32(AItemBufferLength, 1)
+		}), -1},
+		{"watch without fd", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, uint32(ItemTypeWatch))
+			ae.Uint64(AItemWatchID, 1)
+			ae.Uint32(AItemCompletionFilter, 1)
+			ae.Uint32(AItemBufferLength, 1)
+		}), -1},
+		{"cancel with fd", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, uint32(ItemTypeCancel))
+			ae.Uint64(AItemRequestID, 1)
+			ae.Int32(AItemFD, 9)
+		}), 9},
+		{"request without watch", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, uint32(ItemTypeRequest))
+			ae.Uint64(AItemRequestID, 1)
+			ae.Uint32(AItemBufferLength, 1)
+		}), -1},
+		{"flag with a value", build(func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(AItemType, uint32(ItemTypeUnwatch))
+			ae.Uint64(AItemWatchID, 1)
+			ae.Uint32(AItemRescan, 1)
+		}), -1},
+	} {
+		got, err := DecodeItem(test.b)
+		if !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: error %v", test.name, err)
+		}
+		if want := (Item{FD: test.fd}); got != want {
+			t.Errorf("%s: got %+v, want %+v", test.name, got, want)
+		}
+	}
+}
+
+// An attribute that a later kernel may add is not an error.
+func TestDecodeUnknownAttribute(t *testing.T) {
+	ae := netlink.NewAttributeEncoder()
+	ae.String(63, "new")
+	ae.String(200, "newer")
+	b, err := ae.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range items {
+		if got, err := DecodeItem(append(bytes.Clone(b), encode(t, want)...)); err != nil || got != want {
+			t.Errorf("item %+v came back as %+v, %v", want, got, err)
+		}
+	}
+}
+
+func TestDecodeCompleteMalformed(t *testing.T) {
+	for _, m := range []Complete{
+		{RequestID: 1},
+		{RequestID: 1, Status: StatusEnumDir, Records: []Record{{ActionAdded, "a"}}},
+	} {
+		if _, err := DecodeComplete(encode(t, m)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%+v: error %v", m, err)
+		}
+	}
+}
+
+// Decoding never panics, and what it accepts comes back from encoding.
+func fuzz[M interface{ Encode() ([]byte, error) }](f *testing.F, decode func([]byte) (M, error)) {
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decode(b)
+		if err != nil {
+			if !errors.Is(err, ErrMalformed) {
+				t.Fatalf("error is not ErrMalformed: %v", err)
+			}
+			return
+		}
+		again, err := decode(encode(t, m))
+		if err != nil || !reflect.DeepEqual(m, again) {
+			t.Fatalf("%+v came back as %+v, %v", m, again, err)
+		}
+	})
+}
+
+func FuzzDecodeItem(f *testing.F) {
+	for _, m := range items {
+		f.Add(encode(f, m))
+	}
+	// Fields that do not belong to the type are decoded but not encoded.
+	fuzz(f, func(b []byte) (Item, error) {
+		m, err := DecodeItem(b)
+		if err != nil {
+			return m, err
+		}
+		n := Item{Type: m.Type, FD: m.FD}
+		switch m.Type {
+		case ItemTypeWatch:
+			n = m
+			n.RequestID = 0
+		case ItemTypeRequest:
+			n.WatchID, n.RequestID, n.BufferLength = m.WatchID, m.RequestID, m.BufferLength
+		case ItemTypeCancel:
+			n.RequestID = m.RequestID
+		case ItemTypeUnwatch:
+			n.WatchID = m.WatchID
+		}
+		return n, nil
+	})
+}
+
+func FuzzDecodeRegister(f *testing.F) {
+	f.Add(encode(f, Register{1, 2, 3}))
+	fuzz(f, DecodeRegister)
+}
+
+func FuzzDecodeArmed(f *testing.F) {
+	f.Add(encode(f, Armed{1, 2}))
+	fuzz(f, DecodeArmed)
+}
+
+func FuzzDecodeComplete(f *testing.F) {
+	for _, m := range completes {
+		f.Add(encode(f, m))
+	}
+	fuzz(f, DecodeComplete)
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/genl"
+)
+
+// world is a loop between a fake ksmbd and a fake fanotify group.
+type world struct {
+	t *testing.T
+	*loop
+
+	mu  sync.Mutex // of log and items; all else passes with bell and wake
+	log []string   // what the loop told ksmbd
+
+	// ksmbd
+	items   []any   // genl.Item, or an error for Next to return
+	answers []error // to Complete and CompleteStatus; nil when there are no more
+
+	// fanotify
+	refuse error // for Watch to return
+	queue  []func()
+	watch  []*fakeWatch  // in the order of Watch
+	wake   chan struct{} // lets Wait return
+	bell   chan struct{}
+}
+
+type fakeWatch struct {
+	w      *world
+	path   string
+	tree   bool
+	ops    fanotify.Op
+	fn     func(fanotify.Change)
+	closed bool
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, wake: make(chan struct{}, 1), bell: make(chan struct{}, 1)}
+	w.loop = newLoop(slog.New(slog.DiscardHandler), w, fakeGroup{w})
+	return w
+}
+
+func (w *world) Next() (genl.Item, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.items) == 0 {
+		return genl.Item{FD: -1}, ErrAgain
+	}
+	next := w.items[0]
+	w.items = w.items[1:]
+	if err, ok := next.(error); ok {
+		return genl.Item{FD: -1}, err
+	}
+	return next.(genl.Item), nil
+}
+
+func (w *world) answer() error {
+	if len(w.answers) == 0 {
+		return nil
+	}
+	err := w.answers[0]
+	w.answers = w.answers[1:]
+	return err
+}
+
+func (w *world) tell(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.log = append(w.log, what)
+}
+
+func (w *world) Armed(watch uint64, errno unix.Errno) error {
+	w.tell(fmt.Sprintf("armed %d: %s", watch, unix.ErrnoName(errno)))
+	return nil
+}
+
+func (w *world) Complete(request uint64, records []genl.Record) error {
+	w.tell(fmt.Sprintf("%d: %s", request, recordString(records)))
+	return w.answer()
+}
+
+func (w *world) CompleteStatus(request uint64, status genl.Status) error {
+	w.tell(fmt.Sprintf("%d: %v", request, status))
+	return w.answer()
+}
+
+// recordString writes records as "+a -b *c a>b", for ADDED, REMOVED, MODIFIED
+// and the two of a rename.
+func recordString(records []genl.Record) string {
+	var b strings.Builder
+	for i, r := range records {
+		switch r.Action {
+		case genl.ActionAdded, genl.ActionRemoved, genl.ActionModified, genl.ActionRenamedOldName:
+			if i > 0 {
+				b.WriteByte(' ')
+			}
+			b.WriteString([]string{"+", "-", "*", ""}[r.Action-1] + r.Name)
+		case genl.ActionRenamedNewName:
+			b.WriteString(">" + r.Name)
+		}
+	}
+	return b.String()
+}
+
+type fakeGroup struct{ *world }
+
+func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (io.Closer, error) {
+	dir.Close()
+	if g.refuse != nil {
+		return nil, g.refuse
+	}
+	f := &fakeWatch{w: g.world, path: dir.Name(), tree: tree, ops: ops, fn: fn}
+	g.world.watch = append(g.world.watch, f)
+	return f, nil
+}
+
+func (g fakeGroup) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-g.wake:
+		return nil
+	}
+}
+
+func (g fakeGroup) Drain() error {
+	for _, fn := range g.world.queue {
+		fn()
+	}
+	g.world.queue = nil
+	return nil
+}
+
+func (f *fakeWatch) Close() error {
+	if f.closed {
+		f.w.t.Error("watch is closed twice")
+	}
+	f.closed = true
+	return nil
+}
+
+// happens puts a change in the fanotify queue of the i-th watch. Names are
+// overwritten after the callback, as they are valid only during it.
+func (w *world) happens(i int, op fanotify.Op, names ...string) {
+	w.change(i, fanotify.Change{Op: op}, names...)
+}
+
+func (w *world) change(i int, c fanotify.Change, names ...string) {
+	w.queue = append(w.queue, func() {
+		if w.watch[i].closed {
+			return
+		}
+		if len(names) > 0 && names[0] != "" {
+			c.Name = []byte(names[0])
+		}
+		if len(names) > 1 {
+			c.Name, c.OldName = []byte(names[1]), []byte(names[0])
+		}
+		w.watch[i].fn(c)
+		for _, b := range [][]byte{c.Name, c.OldName} {
+			copy(b, strings.Repeat("!", len(b)))
+		}
+	})
+}
+
+// drained drains the queue, as when the group became readable.
+func (w *world) drained() {
+	if err := w.loop.group.Drain(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// served queues items in ksmbd and serves them.
+func (w *world) served(items ...any) {
+	w.t.Helper()
+	w.items = append(w.items, items...)
+	if err := w.loop.serve(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// told checks what ksmbd was told since the last call.
+func (w *world) told(want ...string) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Equal(w.log, want) {
+		w.t.Errorf("ksmbd was told %q, want %q", w.log, want)
+	}
+	w.log = nil
+}
+
+// dir opens a directory as ksmbd does.
+func (w *world) dir() int {
+	fd, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return fd
+}
+
+const buffer = 4096
+
+func (w *world) watchItem(id uint64) genl.Item {
+	return genl.Item{Type: genl.ItemTypeWatch, WatchID: id, FD: w.dir(),
+		Filter: uint32(All), BufferLength: buffer}
+}
+
+func requestItem(id, watch uint64) genl.Item {
+	return genl.Item{Type: genl.ItemTypeRequest, WatchID: watch, RequestID: id, FD: -1, BufferLength: buffer}
+}
+
+func cancelItem(id uint64) genl.Item {
+	return genl.Item{Type: genl.ItemTypeCancel, RequestID: id, FD: -1}
+}
+
+func unwatchItem(id uint64) genl.Item {
+	return genl.Item{Type: genl.ItemTypeUnwatch, WatchID: id, FD: -1}
+}
+
+func countFDs(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// sleepRetry lets a synctest's clock pass the time after which is tried again.
+func sleepRetry() {
+	time.Sleep(retryAfter)
+	synctest.Wait()
+}
+
+var errOther = errors.New("something else")

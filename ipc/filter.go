@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/genl"
+)
+
+// Filter is a completion filter, MS-SMB2 2.2.35. Undefined bits are ignored.
+type Filter uint32
+
+const (
+	FileName Filter = 1 << iota
+	DirName
+	Attributes
+	Size
+	LastWrite
+	LastAccess
+	Creation
+	EA
+	Security
+	StreamName
+	StreamSize
+	StreamWrite
+
+	All Filter = 1<<iota - 1
+)
+
+// filterNames has the name of each bit, lowest first.
+var filterNames = [...]string{
+	"file-name", "dir-name", "attributes", "size", "last-write", "last-access",
+	"creation", "ea", "security", "stream-name", "stream-size", "stream-write",
+}
+
+// String returns the names of the bits, parted by commas, and undefined bits
+// in hexadecimal.
+func (f Filter) String() string {
+	var names []string
+	for i, name := range filterNames {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	if rest := f &^ All; rest != 0 || len(names) == 0 {
+		names = append(names, fmt.Sprintf("%#x", uint32(rest)))
+	}
+	return strings.Join(names, ",")
+}
+
+// ParseFilter is the reverse of String, without undefined bits. "all" stands
+// for every bit.
+func ParseFilter(s string) (Filter, error) {
+	var f Filter
+next:
+	for name := range strings.SplitSeq(s, ",") {
+		if name == "all" {
+			f |= All
+			continue
+		}
+		for i, n := range filterNames {
+			if n == name {
+				f |= 1 << i
+				continue next
+			}
+		}
+		return 0, fmt.Errorf("unknown completion filter %q, known are all,%v", name, All)
+	}
+	return f, nil
+}
+
+// What lets through a change of one name that does not concern the name itself.
+// An ATTRIB of fanotify does not tell mode, owner, ACL, times and xattrs apart,
+// and ksmbd keeps DOS attributes, EAs and streams in xattrs: it stands for
+// everything that those can be. A size, though, changes with a MODIFY only.
+const (
+	byModify = LastWrite | Size | Attributes
+	byAttrib = Attributes | LastWrite | LastAccess | Creation | EA | Security |
+		StreamName | StreamSize | StreamWrite
+	byAccess = LastAccess
+
+	// A renamed file's attributes count as changed for those who do not
+	// see its names.
+	byRename = Attributes | Creation
+)
+
+// ops returns what has to be reported of a directory to serve the filter.
+func (f Filter) ops() fanotify.Op {
+	var ops fanotify.Op
+	if f&(FileName|DirName) != 0 {
+		ops |= fanotify.Create | fanotify.Delete | fanotify.Rename
+	}
+	if f&byRename != 0 {
+		ops |= fanotify.Rename
+	}
+	if f&byModify != 0 {
+		ops |= fanotify.Modify
+	}
+	if f&byAttrib != 0 {
+		ops |= fanotify.Attrib
+	}
+	if f&byAccess != 0 {
+		ops |= fanotify.Access
+	}
+	return ops
+}
+
+// records returns the change records that a change gives under the filter. They
+// belong together: they go to the client in one response or not at all.
+func (f Filter) records(c fanotify.Change) []genl.Record {
+	nameBit := FileName
+	if c.Dir {
+		nameBit = DirName
+	}
+	passes := f&nameBit != 0
+	switch c.Op {
+	case fanotify.Create:
+		return when(passes, genl.ActionAdded, c.Name)
+	case fanotify.Delete:
+		return when(passes, genl.ActionRemoved, c.Name)
+	case fanotify.Modify:
+		return when(f&byModify != 0, genl.ActionModified, c.Name)
+	case fanotify.Attrib:
+		return when(f&byAttrib != 0, genl.ActionModified, c.Name)
+	case fanotify.Access:
+		return when(f&byAccess != 0, genl.ActionModified, c.Name)
+	case fanotify.Rename:
+		switch {
+		case c.OldName == nil:
+			return when(passes, genl.ActionAdded, c.Name)
+		case c.Name == nil:
+			return when(passes, genl.ActionRemoved, c.OldName)
+		case !passes:
+			return when(!c.Dir && f&byRename != 0, genl.ActionModified, c.Name)
+		case bytes.Equal(parent(c.OldName), parent(c.Name)):
+			return pair(genl.ActionRenamedOldName, c.OldName, genl.ActionRenamedNewName, c.Name)
+		default:
+			return pair(genl.ActionRemoved, c.OldName, genl.ActionAdded, c.Name)
+		}
+	}
+	return nil
+}
+
+func when(passes bool, action genl.Action, name []byte) []genl.Record {
+	if !passes {
+		return nil
+	}
+	return []genl.Record{{Action: action, Name: string(name)}}
+}
+
+func pair(a1 genl.Action, name1 []byte, a2 genl.Action, name2 []byte) []genl.Record {
+	return []genl.Record{{Action: a1, Name: string(name1)}, {Action: a2, Name: string(name2)}}
+}
+
+// parent returns what comes before the last component of a name.
+func parent(name []byte) []byte {
+	return name[:bytes.LastIndexByte(name, '/')+1]
+}

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/genl"
+)
+
+const (
+	// gap is the least time between two reads of the fanotify queue, unless
+	// ksmbd asks. Reading each event as it comes costs six times as much.
+	gap = 2 * time.Millisecond
+
+	// retryAfter is the pause before something that failed for no reason of
+	// the protocol is tried again.
+	retryAfter = time.Second
+
+	// maxQueued bounds the records of all watches that wait for a request,
+	// in bytes as they would take in clients' buffers. They take about twice
+	// that of memory.
+	maxQueued = 64 << 20
+)
+
+// Errors of a Kernel that Serve acts upon.
+var (
+	// ErrAgain: nothing is queued. From Next.
+	ErrAgain = errors.New("nothing is queued")
+	// ErrRetry: the item stays queued. From Next.
+	ErrRetry = errors.New("try again later")
+	// ErrNoRequest: the request has ended already. From Complete and CompleteStatus.
+	ErrNoRequest error = unix.ENOENT
+	// ErrWithheld: the client may see none of the records. From Complete.
+	ErrWithheld error = unix.ENODATA
+)
+
+// Kernel is ksmbd's side of the conversation, see ksmbd-notify.yaml.
+type Kernel interface {
+	// Next returns the oldest queued item, and thereby acknowledges the one
+	// before. The caller owns the item's FD. ErrAgain says that nothing is
+	// queued, genl.ErrMalformed costs one item, ErrRetry may pass, and any
+	// other error ends the conversation.
+	Next() (genl.Item, error)
+	Armed(watch uint64, errno unix.Errno) error
+	Complete(request uint64, records []genl.Record) error
+	CompleteStatus(request uint64, status genl.Status) error
+}
+
+// Group is what Serve needs of a fanotify.Group. See there.
+type Group interface {
+	Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (io.Closer, error)
+	Wait(ctx context.Context) error
+	Drain() error
+}
+
+// Fanotify returns g as a Group.
+func Fanotify(g *fanotify.Group) Group { return group{g} }
+
+type group struct{ *fanotify.Group }
+
+func (g group) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (io.Closer, error) {
+	return g.Group.Watch(dir, tree, ops, fn)
+}
+
+// watch is a directory that ksmbd wants watched for one open handle.
+type watch struct {
+	id      uint64
+	mark    io.Closer
+	filter  Filter
+	queue   queue
+	pending []request // oldest first
+	gone    bool      // the directory was removed
+}
+
+// request is a client's that waits for records of a watch.
+type request struct {
+	id     uint64
+	length int // of the client's buffer, bytes
+}
+
+// loop is the state of one conversation with one ksmbd.
+type loop struct {
+	log     *slog.Logger
+	kernel  Kernel
+	group   Group
+	watches map[uint64]*watch
+	waiting map[uint64]*watch // by id of a pending request
+	budget  budget
+
+	again bool             // ksmbd is to be asked for items
+	retry <-chan time.Time // when to try again, after an error; else nil
+	full  time.Time        // when the budget last made a line in the log
+}
+
+func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
+	return &loop{
+		log: log, kernel: k, group: g,
+		watches: make(map[uint64]*watch),
+		waiting: make(map[uint64]*watch),
+		budget:  budget{limit: maxQueued},
+		again:   true, // what was queued before bell could ring
+	}
+}
+
+// Serve converses with k until ctx is done, which is no error, or the Kernel or
+// the Group ends it. A value in bell says that k may have items. All watches
+// are dropped in the end.
+func Serve(ctx context.Context, log *slog.Logger, k Kernel, bell <-chan struct{}, g Group) error {
+	l := newLoop(log, k, g)
+	defer l.close()
+
+	ctx, cancel := context.WithCancel(ctx)
+	readable := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() { ended <- l.await(ctx, readable) }()
+	defer func() {
+		cancel()
+		if ended != nil {
+			<-ended
+		}
+	}()
+
+	for {
+		if l.again {
+			if err := l.serve(ctx); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			ended = nil
+			return err
+		case <-bell:
+			l.again = true
+		case <-l.retry:
+			l.again, l.retry = true, nil
+			for _, w := range l.watches {
+				l.deliver(w)
+			}
+		case <-readable:
+			if err := l.group.Drain(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// await says in readable when the group's queue is to be drained: at once for
+// the first event, then after a gap.
+func (l *loop) await(ctx context.Context, readable chan<- struct{}) error {
+	for {
+		if err := l.group.Wait(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		select {
+		case readable <- struct{}{}: // the loop drains now
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-time.After(gap):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// close drops all watches.
+func (l *loop) close() {
+	for _, w := range l.watches {
+		l.drop(w)
+	}
+}
+
+// serve takes items from ksmbd until there are none: fetch, drain, act. What
+// happened before ksmbd queued an item is in the watches' queues before the item
+// is acted upon, and a new watch sees nothing of it.
+func (l *loop) serve(ctx context.Context) error {
+	l.again = false
+	for ctx.Err() == nil {
+		item, err := l.kernel.Next()
+		switch {
+		case err == nil:
+		case errors.Is(err, ErrAgain):
+			return nil
+		case errors.Is(err, genl.ErrMalformed):
+			// A watch that came to nothing shows with its first request.
+			l.log.Error("ignoring an item of ksmbd", "err", err)
+			continue
+		case errors.Is(err, ErrRetry):
+			l.log.Error("asking ksmbd for an item failed, will try again", "err", err)
+			l.retry = time.After(retryAfter)
+			return nil
+		default:
+			return err
+		}
+		if err := l.group.Drain(); err != nil {
+			if item.FD >= 0 {
+				unix.Close(item.FD)
+			}
+			return err
+		}
+		l.act(item)
+	}
+	return nil
+}
+
+func (l *loop) act(item genl.Item) {
+	switch item.Type {
+	case genl.ItemTypeWatch:
+		l.watch(item)
+	case genl.ItemTypeRequest:
+		l.request(item)
+	case genl.ItemTypeCancel:
+		l.log.Debug("cancel", "request", item.RequestID)
+		l.forget(item.RequestID)
+	case genl.ItemTypeUnwatch:
+		l.log.Debug("unwatch", "watch", item.WatchID)
+		if w := l.watches[item.WatchID]; w != nil {
+			l.drop(w)
+		}
+	}
+}
+
+// watch arms a watch, or marks the one that there is for a rescan.
+func (l *loop) watch(item genl.Item) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", item.FD))
+	if err != nil {
+		path = "?" // only for people
+	}
+	dir := os.NewFile(uintptr(item.FD), path)
+	filter := Filter(item.Filter)
+	l.log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree,
+		"filter", filter, "buffer", item.BufferLength, "rescan", item.Rescan)
+
+	if w := l.watches[item.WatchID]; w != nil {
+		dir.Close()
+		l.lose(w, "ksmbd asks for a rescan")
+		return
+	}
+	w := &watch{
+		id:     item.WatchID,
+		filter: filter,
+		queue:  queue{limit: int(item.BufferLength), budget: &l.budget},
+	}
+	if item.Rescan {
+		w.queue.overflow()
+	}
+	w.mark, err = l.group.Watch(dir, item.Tree, filter.ops(), func(c fanotify.Change) { l.changed(w, c) })
+	if err != nil {
+		l.log.Warn("directory cannot be watched", "watch", w.id, "path", path, "err", err)
+		errno := unix.EIO
+		errors.As(err, &errno)
+		l.refuse(w.id, errno)
+		return
+	}
+	l.watches[w.id] = w
+}
+
+// refuse ends a watch in ksmbd, with all its requests.
+func (l *loop) refuse(watch uint64, errno unix.Errno) {
+	if err := l.kernel.Armed(watch, errno); err != nil && !errors.Is(err, unix.ENOENT) {
+		l.log.Error("refusing a watch failed", "watch", watch, "err", err)
+	}
+}
+
+func (l *loop) request(item genl.Item) {
+	l.log.Debug("request", "request", item.RequestID, "watch", item.WatchID, "buffer", item.BufferLength)
+	w := l.watches[item.WatchID]
+	switch {
+	case w == nil:
+		l.log.Error("request for a watch that there is not", "request", item.RequestID, "watch", item.WatchID)
+		l.refuse(item.WatchID, unix.EPROTO)
+		return
+	case l.waiting[item.RequestID] != nil:
+		l.log.Error("request came twice", "request", item.RequestID, "watch", item.WatchID)
+		return
+	}
+	w.pending = append(w.pending, request{item.RequestID, int(item.BufferLength)})
+	l.waiting[item.RequestID] = w
+	l.deliver(w)
+}
+
+// forget drops a request that has ended.
+func (l *loop) forget(id uint64) {
+	if w := l.waiting[id]; w != nil {
+		delete(l.waiting, id)
+		w.pending = slices.DeleteFunc(w.pending, func(r request) bool { return r.id == id })
+	}
+}
+
+// drop drops a watch that has ended.
+func (l *loop) drop(w *watch) {
+	for _, r := range w.pending {
+		delete(l.waiting, r.id)
+	}
+	w.queue.clear()
+	delete(l.watches, w.id)
+	if err := w.mark.Close(); err != nil {
+		l.log.Warn("ending a watch failed", "watch", w.id, "err", err)
+	}
+}
+
+// changed takes in what fanotify tells of a watch. It runs within Drain.
+func (l *loop) changed(w *watch, c fanotify.Change) {
+	switch c.Op {
+	case fanotify.Overflow:
+		l.lose(w, "fanotify lost changes")
+		return
+	case fanotify.Gone:
+		l.log.Debug("directory was removed", "watch", w.id)
+		w.queue.clear()
+		w.gone = true
+		l.deliver(w)
+		return
+	}
+	records := w.filter.records(c)
+	for _, r := range records {
+		l.log.Debug("record", "watch", w.id, "action", r.Action, "name", r.Name)
+	}
+	if w.queue.push(records) && time.Since(l.full) > 10*time.Second {
+		l.full = time.Now()
+		l.log.Warn("too many records wait for clients, some will have to list their directories anew",
+			"bytes", l.budget.used)
+	}
+	l.deliver(w)
+}
+
+// lose gives up what is queued for a watch; its client will list anew.
+func (l *loop) lose(w *watch, why string) {
+	l.log.Debug("overflow", "watch", w.id, "reason", why)
+	w.queue.overflow()
+	l.deliver(w)
+}
+
+// deliver completes requests of w, oldest first, as long as there is something
+// to tell. What is told leaves the queue only once ksmbd has taken it.
+func (l *loop) deliver(w *watch) {
+	for len(w.pending) > 0 && (w.gone || w.queue.waiting()) {
+		r := w.pending[0]
+		status, err := l.complete(w, r)
+		l.again = true // the doorbell may have been lost
+		switch {
+		case err == nil:
+			w.queue.clear()
+			l.forget(r.id)
+		case errors.Is(err, ErrNoRequest):
+			l.log.Debug("request has ended already", "request", r.id)
+			l.forget(r.id)
+		case errors.Is(err, ErrWithheld):
+			l.log.Debug("records were withheld", "request", r.id)
+			w.queue.clear()
+		case status == 0:
+			// ksmbd can take a status if anything.
+			l.log.Error("completing a request with records failed", "request", r.id, "err", err)
+			w.queue.overflow()
+		default:
+			l.log.Error("completing a request failed, will try again", "request", r.id, "err", err)
+			l.retry = time.After(retryAfter)
+			return
+		}
+	}
+}
+
+// complete completes one request of w with what is to be told, and returns the
+// status if it was that.
+func (l *loop) complete(w *watch, r request) (genl.Status, error) {
+	var status genl.Status
+	switch {
+	case w.gone:
+		status = genl.StatusDeletePending
+	case !w.queue.fits(r.length):
+		status = genl.StatusEnumDir
+	default:
+		l.log.Debug("complete", "request", r.id, "watch", w.id, "records", len(w.queue.records))
+		return 0, l.kernel.Complete(r.id, w.queue.records)
+	}
+	l.log.Debug("complete", "request", r.id, "watch", w.id, "status", status)
+	return status, l.kernel.CompleteStatus(r.id, status)
+}

@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/genl"
+)
+
+const (
+	create   = fanotify.Create
+	remove   = fanotify.Delete
+	rename   = fanotify.Rename
+	modify   = fanotify.Modify
+	gone     = fanotify.Gone
+	overflow = fanotify.Overflow
+)
+
+// Fetch, drain, act: what was done before ksmbd queued a request is all in the
+// request's answer. Without the drain the request would pend, and the first
+// change alone would complete it later.
+func TestDrainBeforeServe(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	for i := range 10 {
+		w.happens(0, create, fmt.Sprint(i))
+	}
+	w.served(requestItem(1, 1))
+	w.drained()
+	w.told("1: +0 +1 +2 +3 +4 +5 +6 +7 +8 +9")
+}
+
+// A new watch sees nothing of what happened before its item was fetched.
+func TestDrainBeforeWatch(t *testing.T) {
+	w := newWorld(t)
+	// The fake group hands this to whichever watch is there when it is drained.
+	w.queue = append(w.queue, func() {
+		if len(w.watch) > 0 {
+			w.watch[0].fn(fanotify.Change{Op: create, Name: []byte("before")})
+		}
+	})
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.drained()
+	w.told()
+}
+
+// The first record completes a pending request at once; the others wait for
+// the next request and complete it all together.
+func TestFirstRecordRule(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.happens(0, create, "c")
+	w.drained()
+	w.told("1: +a")
+	w.served(requestItem(2, 1))
+	w.told("2: +b +c")
+	w.served(requestItem(3, 1))
+	w.told()
+}
+
+func TestFirstRenameIsOne(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.happens(0, rename, "a", "b")
+	w.happens(0, rename, "d/a", "b")
+	w.drained()
+	w.told("1: a>b")
+	w.served(requestItem(2, 1))
+	w.told("2: -d/a +b")
+}
+
+func TestRequestsAreFirstInFirstOut(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(5, 1), requestItem(3, 1), requestItem(4, 1))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.drained()
+	w.told("5: +a", "3: +b")
+	w.happens(0, create, "c")
+	w.drained()
+	w.told("4: +c")
+}
+
+func TestWatchesAreIndependent(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), w.watchItem(2), requestItem(1, 1), requestItem(2, 2))
+	w.happens(0, create, "a")
+	w.happens(1, create, "a")
+	w.happens(1, create, "b")
+	w.drained()
+	w.told("1: +a", "2: +a")
+	w.served(requestItem(3, 1), requestItem(4, 2))
+	w.told("4: +b")
+}
+
+func TestCancel(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1), requestItem(2, 1), cancelItem(1), cancelItem(99))
+	w.happens(0, create, "a")
+	w.drained()
+	w.told("2: +a")
+	if len(w.waiting) != 0 {
+		t.Errorf("%d requests are left", len(w.waiting))
+	}
+	// The watch goes on without a request.
+	w.served(requestItem(3, 1), cancelItem(3))
+	w.happens(0, create, "b")
+	w.served(requestItem(4, 1))
+	w.told("4: +b")
+}
+
+// The request has ended in ksmbd while the record was on its way: nothing that
+// was not taken is lost.
+func TestEndedRequestKeepsRecords(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.answers = []error{unix.ENOENT}
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.drained()
+	w.told("1: +a")
+	w.served(requestItem(2, 1))
+	w.told("2: +a +b")
+}
+
+func TestEndedRequestPassesRecordsOn(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1), requestItem(2, 1), requestItem(3, 1))
+	w.answers = []error{unix.ENOENT, fmt.Errorf("wrapped: %w", unix.ENOENT)}
+	w.happens(0, create, "a")
+	w.drained()
+	w.told("1: +a", "2: +a", "3: +a")
+}
+
+func TestEndedRequestKeepsOverflow(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.answers = []error{unix.ENOENT}
+	w.happens(0, overflow)
+	w.drained()
+	w.told("1: ENUM_DIR")
+	w.served(requestItem(2, 1))
+	w.told("2: ENUM_DIR")
+	w.happens(0, create, "a")
+	w.served(requestItem(3, 1))
+	w.told("3: +a")
+}
+
+func TestWithheldRecordsLeaveRequest(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.answers = []error{unix.ENODATA}
+	w.happens(0, create, "secret")
+	w.happens(0, create, "a")
+	w.drained()
+	w.told("1: +secret", "1: +a")
+}
+
+// ksmbd cannot take the records: the client is told to list anew.
+func TestRefusedRecords(t *testing.T) {
+	for _, err := range []error{unix.EMSGSIZE, unix.ENOBUFS, unix.EINVAL, errOther} {
+		w := newWorld(t)
+		w.served(w.watchItem(1), requestItem(1, 1))
+		w.answers = []error{err}
+		w.happens(0, create, "a")
+		w.happens(0, create, "b")
+		w.drained()
+		w.told("1: +a", "1: ENUM_DIR")
+		w.served(requestItem(2, 1))
+		w.told("2: +b")
+	}
+}
+
+// Nothing can be told for a while: what is to be told waits.
+func TestRefusedStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.items = []any{w.watchItem(1), requestItem(1, 1)}
+		w.answers = []error{unix.ENOMEM, unix.ENOMEM, unix.ENOMEM}
+		stop := w.serving()
+		synctest.Wait()
+		w.happens(0, create, "a")
+		w.wake <- struct{}{}
+		synctest.Wait()
+		w.told("1: +a", "1: ENUM_DIR")
+		sleepRetry()
+		w.told("1: ENUM_DIR")
+		sleepRetry()
+		w.told("1: ENUM_DIR")
+		sleepRetry()
+		w.told()
+		stop()
+	})
+}
+
+func TestOverflow(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	w.happens(0, create, "a")
+	w.happens(0, overflow)
+	w.happens(0, create, "b")
+	w.served(requestItem(1, 1))
+	w.told("1: ENUM_DIR")
+	w.happens(0, create, "c")
+	w.served(requestItem(2, 1))
+	w.told("2: +c")
+
+	w.served(requestItem(3, 1))
+	w.happens(0, overflow)
+	w.drained()
+	w.told("3: ENUM_DIR")
+}
+
+func TestQueueOverflow(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	for i := range 1000 {
+		w.happens(0, create, fmt.Sprint(i))
+	}
+	w.served(requestItem(1, 1), requestItem(2, 1))
+	w.told("1: ENUM_DIR")
+	w.happens(0, create, "a")
+	w.drained()
+	w.told("2: +a")
+}
+
+// Three records of 14 bytes and 2 of padding, which the last has not.
+func TestBufferLength(t *testing.T) {
+	for _, test := range []struct {
+		first, second uint32
+		want          string
+	}{
+		{46, 46, "+a +b +c"},
+		{45, 46, "ENUM_DIR"}, // the first length is a ceiling
+		{46, 45, "ENUM_DIR"},
+		{buffer, 46, "+a +b +c"},
+		{buffer, 45, "ENUM_DIR"},
+		{45, buffer, "ENUM_DIR"},
+		{0, buffer, "ENUM_DIR"},
+		{buffer, 0, "ENUM_DIR"},
+	} {
+		w := newWorld(t)
+		watch, request := w.watchItem(1), requestItem(1, 1)
+		watch.BufferLength, request.BufferLength = test.first, test.second
+		w.served(watch)
+		w.happens(0, create, "a")
+		w.happens(0, create, "b")
+		w.happens(0, create, "c")
+		w.served(request)
+		w.told("1: " + test.want)
+		if w.budget.used != 0 {
+			t.Errorf("%d bytes count as queued", w.budget.used)
+		}
+	}
+}
+
+// A buffer of no length pends like any other, and then is too small.
+func TestBufferOfZero(t *testing.T) {
+	w := newWorld(t)
+	request := requestItem(1, 1)
+	request.BufferLength = 0
+	w.served(w.watchItem(1), request)
+	w.told()
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.drained()
+	w.told("1: ENUM_DIR")
+	w.served(requestItem(2, 1))
+	w.told("2: +b")
+}
+
+func TestBudget(t *testing.T) {
+	w := newWorld(t)
+	w.budget.limit = 46
+	w.served(w.watchItem(1), w.watchItem(2))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.happens(1, create, "c")
+	w.happens(1, create, "d") // is too much
+	w.happens(0, create, "e") // has room again
+	w.served(requestItem(1, 1), requestItem(2, 2))
+	w.told("1: +a +b +e", "2: ENUM_DIR")
+	if w.budget.used != 0 {
+		t.Errorf("%d bytes count as queued", w.budget.used)
+	}
+}
+
+func TestMerging(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	for _, name := range []string{"a", "a", "b", "a", "a"} {
+		w.happens(0, modify, name)
+	}
+	w.happens(0, remove, "a")
+	w.happens(0, rename, "x", "y")
+	w.happens(0, rename, "x", "y")
+	w.served(requestItem(1, 1))
+	w.told("1: *a *b *a -a x>y x>y")
+}
+
+func TestRescanOfNewWatch(t *testing.T) {
+	w := newWorld(t)
+	watch := w.watchItem(1)
+	watch.Rescan = true
+	w.served(watch)
+	w.happens(0, create, "a")
+	w.served(requestItem(1, 1), requestItem(2, 1))
+	w.told("1: ENUM_DIR")
+}
+
+// ksmbd gave up waiting for us and let clients have their PENDING.
+func TestRescanOfKnownWatch(t *testing.T) {
+	w := newWorld(t)
+	again := w.watchItem(1)
+	again.Rescan = true
+	w.served(w.watchItem(1), requestItem(1, 1), again)
+	w.told("1: ENUM_DIR")
+	if len(w.watch) != 1 {
+		t.Errorf("%d watches", len(w.watch))
+	}
+	w.served(requestItem(2, 1))
+	w.told()
+}
+
+func TestGone(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1), requestItem(2, 1), requestItem(3, 1))
+	w.answers = []error{nil, unix.ENOENT}
+	w.happens(0, create, "a")
+	w.happens(0, gone)
+	w.drained()
+	w.told("1: +a", "2: DELETE_PENDING", "3: DELETE_PENDING")
+	w.served(requestItem(4, 1))
+	w.told("4: DELETE_PENDING")
+	w.served(unwatchItem(1))
+	if len(w.watches)+len(w.waiting)+w.budget.used != 0 {
+		t.Errorf("watches %v, waiting %v, %d bytes are left", w.watches, w.waiting, w.budget.used)
+	}
+}
+
+func TestGoneWithoutRequest(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	w.happens(0, create, "a")
+	w.happens(0, gone)
+	w.served(requestItem(1, 1), requestItem(2, 1))
+	w.told("1: DELETE_PENDING", "2: DELETE_PENDING")
+}
+
+func TestUnwatch(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.served(unwatchItem(1), unwatchItem(1), unwatchItem(99))
+	w.told("1: +a")
+	if !w.watch[0].closed {
+		t.Error("the watch is not closed")
+	}
+	if len(w.watches)+len(w.waiting)+w.budget.used != 0 {
+		t.Errorf("watches %v, waiting %v, %d bytes are left", w.watches, w.waiting, w.budget.used)
+	}
+}
+
+func TestWatchRefused(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("marking: %w", unix.ENOSPC), "armed 1: ENOSPC"},
+		{errOther, "armed 1: EIO"},
+	} {
+		w := newWorld(t)
+		w.refuse = test.err
+		w.served(w.watchItem(1))
+		w.told(test.want)
+		if len(w.watches) != 0 {
+			t.Errorf("watches %v are left", w.watches)
+		}
+	}
+}
+
+// Nobody may wait for ever for a watch that there is not.
+func TestRequestOfUnknownWatch(t *testing.T) {
+	w := newWorld(t)
+	w.served(requestItem(1, 7))
+	w.told("armed 7: EPROTO")
+}
+
+func TestRequestTwice(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1), requestItem(1, 1))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.drained()
+	w.told("1: +a")
+}
+
+func TestMalformedItemIsIgnored(t *testing.T) {
+	w := newWorld(t)
+	w.served(fmt.Errorf("item: %w", genl.ErrMalformed), w.watchItem(1),
+		fmt.Errorf("item: %w", genl.ErrMalformed), requestItem(1, 1))
+	w.happens(0, create, "a")
+	w.drained()
+	w.told("1: +a")
+}
+
+func TestNameThatNoRecordCarries(t *testing.T) {
+	w := newWorld(t)
+	watch, request := w.watchItem(1), requestItem(1, 1)
+	watch.BufferLength, request.BufferLength = 1<<20, 1<<20
+	w.served(watch, request)
+	w.happens(0, create, string(make([]byte, genl.MaxName+1)))
+	w.drained()
+	w.told("1: ENUM_DIR")
+}
+
+func TestFilterAndTreeReachFanotify(t *testing.T) {
+	w := newWorld(t)
+	watch := w.watchItem(1)
+	watch.Tree, watch.Filter = true, uint32(Size)
+	w.served(watch, requestItem(1, 1))
+	if f := w.watch[0]; !f.tree || f.ops != modify || f.path != "/" {
+		t.Errorf("watch of %s with ops %b, tree %v", f.path, f.ops, f.tree)
+	}
+	w.happens(0, create, "a")
+	w.happens(0, modify, "b")
+	w.drained()
+	w.told("1: *b")
+}
+
+// A completion may have made room for an item whose doorbell was lost.
+func TestCompletionAsksAgain(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), requestItem(1, 1))
+	if w.again {
+		t.Error("asks again with nothing completed")
+	}
+	w.happens(0, create, "a")
+	w.drained()
+	if !w.again {
+		t.Error("does not ask again after a completion")
+	}
+}
+
+func TestNoDescriptorLeaks(t *testing.T) {
+	before := countFDs(t)
+	w := newWorld(t)
+	w.served(w.watchItem(1), w.watchItem(1), w.watchItem(2), unwatchItem(2))
+	w.refuse = errOther
+	w.served(w.watchItem(3))
+	w.loop.group = brokenGroup{fakeGroup{w}}
+	w.items = []any{w.watchItem(4)}
+	if err := w.serve(t.Context()); !errors.Is(err, errOther) {
+		t.Errorf("error %v", err)
+	}
+	w.close()
+	if after := countFDs(t); after != before {
+		t.Errorf("%d file descriptors before, %d after", before, after)
+	}
+}
+
+type brokenGroup struct{ fakeGroup }
+
+func (brokenGroup) Drain() error { return errOther }
+
+// serving runs Serve with the fakes, and returns what ends it.
+func (w *world) serving() (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	ended := make(chan error)
+	go func() {
+		ended <- Serve(ctx, slog.New(slog.DiscardHandler), w, w.bell, fakeGroup{w})
+	}()
+	return func() {
+		w.t.Helper()
+		cancel()
+		if err := <-ended; err != nil {
+			w.t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
+func TestServe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.items = []any{w.watchItem(1)} // from before the first ring
+		stop := w.serving()
+		synctest.Wait()
+		if len(w.watch) != 1 {
+			t.Fatalf("%d watches", len(w.watch))
+		}
+
+		w.items = append(w.items, requestItem(1, 1))
+		w.bell <- struct{}{}
+		synctest.Wait()
+		w.happens(0, create, "a")
+		w.wake <- struct{}{}
+		synctest.Wait()
+		w.told("1: +a")
+
+		// Within the gap nothing is read, until ksmbd asks.
+		w.happens(0, create, "b")
+		w.wake <- struct{}{}
+		synctest.Wait()
+		if len(w.queue) != 1 {
+			t.Error("read within the gap")
+		}
+		w.items = append(w.items, requestItem(2, 1))
+		w.bell <- struct{}{}
+		synctest.Wait()
+		w.told("2: +b")
+
+		stop()
+		if !w.watch[0].closed {
+			t.Error("the watch is not closed")
+		}
+	})
+}
+
+func TestServeRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.items = []any{fmt.Errorf("%w: %w", ErrRetry, unix.EMFILE), w.watchItem(1)}
+		stop := w.serving()
+		synctest.Wait()
+		w.mu.Lock()
+		if len(w.items) != 1 {
+			t.Error("did not wait")
+		}
+		w.mu.Unlock()
+		sleepRetry()
+		if len(w.watch) != 1 {
+			t.Error("did not try again")
+		}
+		stop()
+	})
+}
+
+func TestServeEndsWithErrors(t *testing.T) {
+	for name, start := range map[string]func(w *world) (Kernel, Group){
+		"kernel": func(w *world) (Kernel, Group) {
+			w.items = []any{errOther}
+			return w, fakeGroup{w}
+		},
+		"drain": func(w *world) (Kernel, Group) {
+			w.wake <- struct{}{}
+			return w, brokenGroup{fakeGroup{w}}
+		},
+		"wait": func(w *world) (Kernel, Group) { return w, deafGroup{fakeGroup{w}} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			k, g := start(newWorld(t))
+			err := Serve(t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil)), k, nil, g)
+			if !errors.Is(err, errOther) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+type deafGroup struct{ fakeGroup }
+
+func (deafGroup) Wait(context.Context) error { return errOther }

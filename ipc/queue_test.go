@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"testing"
+	"unicode/utf16"
+
+	"ksmbd-notifyd/genl"
+)
+
+func added(names ...string) []genl.Record {
+	var records []genl.Record
+	for _, name := range names {
+		records = append(records, genl.Record{Action: genl.ActionAdded, Name: name})
+	}
+	return records
+}
+
+func TestRecordSize(t *testing.T) {
+	for name, want := range map[string]int{
+		"a":                14,
+		"ab":               16,
+		"d/a":              18,
+		"\u00e9":           14, // two bytes, one unit
+		"\u65e5\u672c":     16, // three bytes each, one unit each
+		"\U0001f600":       16, // four bytes, two units
+		"\ufffd":           14, // itself a character
+		"\xff":             14, // no character
+		"\xe6\x97":         16, // cut short: each byte counts
+		"a\xf0\x9f\x98b":   22,
+		"\xed\xa0\x80":     18, // an encoded surrogate is no character
+		"x\U0001f600\xffy": 22,
+	} {
+		if got := recordSize(name); got != want {
+			t.Errorf("%q takes %d bytes, want %d", name, got, want)
+		}
+		if got := 12 + 2*len(utf16.Encode([]rune(name))); got != want {
+			t.Errorf("%q: package utf16 says %d bytes, want %d", name, got, want)
+		}
+	}
+}
+
+// What the queue counts is what FILE_NOTIFY_INFORMATION takes: every entry but
+// the last is padded to 4 bytes.
+func TestQueueSize(t *testing.T) {
+	b := budget{limit: 1000}
+	q := queue{limit: 1000, budget: &b}
+	for _, step := range []struct {
+		records []genl.Record
+		size    int
+	}{
+		{added("a"), 14},
+		{added("a"), 14}, // merged
+		{added("bc"), 32},
+		{added("bc"), 32},
+		{added("d", "e"), 32 + 16 + 14},
+		{added("e", "f"), 32 + 16 + 16 + 14}, // the first merged
+		{nil, 78},
+	} {
+		q.push(step.records)
+		if q.size != step.size || b.used != step.size || q.lost {
+			t.Fatalf("after %v: %d bytes, %d in all, lost %v; want %d", step.records, q.size, b.used, q.lost, step.size)
+		}
+	}
+	if !q.fits(78) || q.fits(77) {
+		t.Error("78 bytes do not fit exactly")
+	}
+	q.overflow()
+	q.push(added("x"))
+	if b.used != 0 || !q.waiting() || q.fits(1000) || q.records != nil {
+		t.Errorf("after overflow: %+v, %d bytes in all", q, b.used)
+	}
+	q.clear()
+	if q.waiting() {
+		t.Errorf("after clear: %+v", q)
+	}
+}
+
+// A pair is queued whole or not at all.
+func TestPairIsAtomic(t *testing.T) {
+	b := budget{limit: 1000}
+	for limit := range 64 {
+		q := queue{limit: limit, budget: &b}
+		q.push(added("a"))
+		q.push(pair(genl.ActionRenamedOldName, []byte("b"), genl.ActionRenamedNewName, []byte("c")))
+		whole := limit >= 46
+		if whole != (len(q.records) == 3) || whole == q.lost {
+			t.Errorf("limit %d: %+v", limit, q)
+		}
+		q.clear()
+	}
+	if b.used != 0 {
+		t.Errorf("%d bytes in all", b.used)
+	}
+}
+
+func TestBudgetIsTold(t *testing.T) {
+	b := budget{limit: 20}
+	q, r := queue{limit: 1000, budget: &b}, queue{limit: 10, budget: &b}
+	if q.push(added("a")) || q.lost {
+		t.Error("the first record is too much")
+	}
+	if r.push(added("b")) != true || !r.lost {
+		t.Error("the second record is not too much")
+	}
+	q.clear()
+	r.clear()
+	if r.push(added("b")) || !r.lost {
+		t.Error("a record beyond the queue's own limit is not told apart")
+	}
+}
