@@ -771,6 +771,10 @@ void ksmbd_notify_release(struct ksmbd_work *work)
 		request_send(req);
 	}
 	spin_unlock(&notify_lock);
+
+	/* The bell can be rung from here: that saves waking a worker. */
+	if (cancel_delayed_work(&notify_bell))
+		notify_bell_work(&notify_bell.work);
 }
 
 /*
@@ -1124,7 +1128,7 @@ static __le32 errno_status(int err)
 }
 
 /**
- * ksmbd_notify_armed() - the watch handed out last cannot be armed
+ * ksmbd_notify_armed() - the watch of the item handed out last is not armed
  * @daemon:	port id of the calling socket
  * @id:		watch id
  * @err:	why, a positive errno
@@ -1142,9 +1146,11 @@ int ksmbd_notify_armed(u32 daemon, u64 id, int err)
 		rc = -EPERM;
 		goto out;
 	}
-	if (!notify_inflight || item_is_request(notify_inflight))
+	if (!notify_inflight)
 		goto out;
-	watch = item_watch(notify_inflight);
+	watch = item_is_request(notify_inflight) ?
+			item_request(notify_inflight)->watch :
+			item_watch(notify_inflight);
 	if (watch->item.id != id || !watch->fp)
 		goto out;
 	/* No STATUS_PENDING for what never pended, and no unwatch. */
@@ -1268,10 +1274,11 @@ int ksmbd_notify_init(void)
 	return err;
 }
 
-/* After all connections and sessions are gone. */
+/* After all connections are gone, and their requests and watches with them. */
 void ksmbd_notify_exit(void)
 {
 	ksmbd_notify_netlink_exit();
+	ksmbd_notify_unregister(notify_daemon);
 	cancel_delayed_work_sync(&notify_timeout);
 	cancel_delayed_work_sync(&notify_bell);
 	destroy_workqueue(notify_wq);
