@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	convergeFor  = flag.Duration("converge", 300*time.Millisecond, "time to look for a divergence, for each filesystem and mode")
+	convergeSeed = flag.Uint64("seed", 0, "seed of the convergence test, 0 for a random one")
+)
+
+// A model is a client that knows the names below a directory from the records
+// alone, and lists the directory when told to.
+type model struct {
+	dir   string
+	tree  bool
+	prune bool            // what is below a deleted directory goes with it
+	names map[string]bool // name: is a directory
+	dirty bool            // it must list the directory
+	race  bool            // not at once: while things happen, a listing is ahead of the records
+	lists int
+	log   []string
+}
+
+func (m *model) list() map[string]bool {
+	names := make(map[string]bool)
+	filepath.WalkDir(m.dir, func(path string, d fs.DirEntry, err error) error {
+		if path == m.dir || err != nil {
+			return nil
+		}
+		rel, _ := filepath.Rel(m.dir, path)
+		names[rel] = d.IsDir()
+		if d.IsDir() && !m.tree {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return names
+}
+
+func (m *model) apply(c Change) {
+	m.log = append(m.log, c.String())
+	name, old := string(c.Name), string(c.OldName)
+	switch c.Op {
+	case Create:
+		m.names[name] = c.Dir
+	case Delete:
+		delete(m.names, name)
+		if c.Dir && m.prune {
+			for n := range m.names {
+				if strings.HasPrefix(n, name+"/") {
+					delete(m.names, n)
+				}
+			}
+		}
+	case Overflow:
+		if m.dirty = m.race; !m.race { // list at once
+			m.names = m.list()
+			m.lists++
+		}
+	case Rename:
+		below := make(map[string]bool)
+		if c.Dir && c.OldName != nil {
+			for n, dir := range m.names {
+				if rest, ok := strings.CutPrefix(n, old+"/"); ok {
+					delete(m.names, n)
+					below[rest] = dir
+				}
+			}
+		}
+		if c.OldName != nil {
+			delete(m.names, old)
+		}
+		if c.Name != nil {
+			m.names[name] = c.Dir
+			if c.Dir && c.OldName == nil && m.tree {
+				m.dirty = true // whatever is in it came with it
+			}
+			for rest, dir := range below {
+				m.names[name+"/"+rest] = dir
+			}
+		}
+	}
+}
+
+// settle lists the directory if it must, and otherwise returns how the names
+// differ from those on disk.
+func (m *model) settle() (listed bool, diff string) {
+	truth := m.list()
+	if m.dirty {
+		m.names, m.dirty = truth, false
+		return true, ""
+	}
+	for n, dir := range truth {
+		if is, ok := m.names[n]; !ok || is != dir {
+			diff += fmt.Sprintf("\n\tmissing %s", n)
+		}
+	}
+	for n := range m.names {
+		if _, ok := truth[n]; !ok {
+			diff += fmt.Sprintf("\n\tghost %s", n)
+		}
+	}
+	return false, diff
+}
+
+// A mixer does random things to few names, so that they meet.
+type mixer struct {
+	*rand.Rand
+	root  string
+	calm  bool // nothing moves in with contents, which would have to be listed at once
+	log   []string
+	count int
+}
+
+func (x *mixer) path(top string) string {
+	p := []string{x.root, top}
+	for range 1 + x.IntN(3) {
+		p = append(p, string(rune('a'+x.IntN(3))))
+	}
+	return filepath.Join(p...)
+}
+
+// step does one thing and says whether it moved something into the watch.
+func (x *mixer) step() (movedIn bool) {
+	a, b := x.path("w"), x.path("w")
+	if x.IntN(8) == 0 {
+		b = x.path("out")
+	}
+	if !x.calm && x.IntN(8) == 0 {
+		a = x.path("out")
+	}
+	var err error
+	op := ""
+	switch k := x.IntN(20); {
+	case k < 4:
+		op = "touch"
+		err = os.WriteFile(a, nil, 0o600)
+	case k < 7:
+		op = "mkdir"
+		err = os.Mkdir(a, 0o700)
+	case k < 9:
+		op = "rm"
+		err = syscall.Unlink(a)
+	case k < 10:
+		op = "rmdir"
+		err = syscall.Rmdir(a)
+	case k < 11:
+		op = "rm-rf"
+		err = os.RemoveAll(a)
+	case k < 12:
+		op = "ln"
+		err = os.Link(a, b)
+	case k < 13:
+		op = "exchange"
+		err = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+		if x.calm && strings.HasPrefix(b, x.root+"/out") {
+			return x.step() // done, and more
+		}
+	case k < 14:
+		op = "chmod"
+		err = os.Chmod(a, 0o755)
+	case k < 15:
+		op = "write"
+		err = os.WriteFile(a, []byte("x"), 0o600)
+	default:
+		op = "mv"
+		err = syscall.Rename(a, b)
+	}
+	if err == nil {
+		x.count++
+		x.log = append(x.log, fmt.Sprintf("%s %s %s", op, a[len(x.root)+1:], b[len(x.root)+1:]))
+	}
+	in := func(p string) bool { return strings.HasPrefix(p, x.root+"/w/") }
+	return err == nil && (op == "mv" || op == "exchange" || op == "ln") && in(a) != in(b)
+}
+
+type convergence struct {
+	t                         *testing.T
+	g                         *Group
+	mix                       *mixer
+	models                    []*model
+	rounds, listed, overflows int
+}
+
+func newConvergence(t *testing.T, kind string) *convergence {
+	root := mountTest(t, kind)
+	for _, d := range []string{"w", "out"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed := *convergeSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-seed %d", seed)
+	c := &convergence{t: t, g: openTest(t), mix: &mixer{Rand: rand.New(rand.NewPCG(seed, 0)), root: root}}
+	for i, tree := range []bool{true, true, false} {
+		m := &model{dir: filepath.Join(root, "w"), tree: tree, prune: i == 1, names: make(map[string]bool)}
+		dir, err := os.Open(m.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.g.Watch(dir, tree, Create|Delete|Rename|Modify|Attrib, m.apply); err != nil {
+			t.Fatal(err)
+		}
+		c.models = append(c.models, m)
+	}
+	return c
+}
+
+func (c *convergence) drain() {
+	if err := c.g.Drain(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *convergence) check() {
+	c.t.Helper()
+	c.rounds++
+	for _, m := range c.models {
+		listed, diff := m.settle()
+		if listed {
+			c.listed++
+		}
+		c.overflows, m.lists = c.overflows+m.lists, 0
+		if diff != "" {
+			c.t.Fatalf("tree %v diverged:%s\ndone:\n\t%s\ntold:\n\t%s", m.tree, diff,
+				strings.Join(c.mix.log, "\n\t"), strings.Join(m.log, "\n\t"))
+		}
+		m.log = nil
+	}
+	c.mix.log = nil
+}
+
+// TestConverge does random things, drains at random and compares.
+func TestConverge(t *testing.T) {
+	for _, f := range testFilesystems {
+		for _, mode := range []string{"warm", "cold", "small"} {
+			t.Run(f.name+"/"+mode, func(t *testing.T) {
+				c := newConvergence(t, f.name)
+				if mode == "small" {
+					c.g.maxNodes = 3
+				}
+				for end := time.Now().Add(*convergeFor); time.Now().Before(end); {
+					for range 1 << c.mix.IntN(7) {
+						if c.mix.step() {
+							break
+						}
+					}
+					if mode == "cold" && c.mix.IntN(2) == 0 {
+						for _, fs := range c.g.filesystems {
+							fs.forget()
+						}
+					}
+					c.drain()
+					c.check()
+				}
+				t.Logf("%d operations, %d rounds, %d overflows, %d listings", c.mix.count, c.rounds, c.overflows, c.listed)
+			})
+		}
+	}
+}
+
+// TestConvergeRace drains while things happen.
+func TestConvergeRace(t *testing.T) {
+	for _, f := range testFilesystems {
+		t.Run(f.name, func(t *testing.T) {
+			c := newConvergence(t, f.name)
+			c.mix.calm = true
+			for _, m := range c.models {
+				m.race = true
+			}
+			for end := time.Now().Add(*convergeFor); time.Now().Before(end); {
+				ctx, done := context.WithCancel(context.Background())
+				go func() {
+					defer done()
+					for range 1 << c.mix.IntN(9) {
+						c.mix.step()
+					}
+				}()
+				for c.g.Wait(ctx) == nil {
+					c.drain()
+				}
+				<-ctx.Done()
+				c.drain()
+				c.check()
+			}
+			t.Logf("%d operations, %d rounds, %d overflows, %d listings", c.mix.count, c.rounds, c.overflows, c.listed)
+		})
+	}
+}

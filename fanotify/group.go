@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+// Package fanotify reports what changes in and below directories, by name,
+// on Linux 5.17 and later. See fanotify(7).
+//
+// A watch of one directory takes an inode mark, shared by all watches of that
+// directory. A watch tree takes one filesystem mark, shared by all watch
+// trees of that filesystem, and a tree of directory handles that turns the
+// handles in events into names. What can neither be named nor kept is told as
+// Overflow: nothing is dropped in silence.
+//
+// A Group belongs to one goroutine; Wait alone may run in another. It starts
+// no goroutine that outlives a call.
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Op is what happened to a name. As a set it says what a watch asks for.
+type Op uint32
+
+const (
+	Create Op = 1 << iota // a name came to be: create, mkdir, link, mknod, symlink
+	Delete                // a name went
+	Rename                // a name was changed or moved
+	Modify                // contents or size changed, or the modification time was set
+	Attrib                // mode, owner, times or extended attributes changed
+	Access                // a file was read, or its access time set; never told of directories, which every listing reads
+
+	// What follows is always told, asked for or not.
+
+	Gone     // the watched directory itself was removed; nothing more will come
+	Overflow // changes were lost or cannot be named: list the directory anew
+)
+
+// A Change is what happened to one name below a watched directory. It has
+// exactly one Op.
+//
+// Name and OldName are relative to the watched directory, with '/' between
+// components, and valid only during the callback. A Rename has both, or no
+// OldName when the name was moved in, or no Name when it was moved out.
+type Change struct {
+	Op            Op
+	Dir           bool // the name stands for a directory
+	Name, OldName []byte
+}
+
+const (
+	// maxBatch bounds the memory for what is read in one Drain. It holds more
+	// than a queue of 128 Ki events; beyond it the batch counts as overflowed.
+	maxBatch = 32 << 20
+	// keepBatch is what stays allocated between two batches.
+	keepBatch = 1 << 20
+	// minRead is more than the longest event: three handles, two names.
+	minRead = 4096
+)
+
+// A Group is a fanotify group and what it watches.
+type Group struct {
+	log         *slog.Logger
+	fd          int
+	file        *os.File // owns fd
+	conn        syscall.RawConn
+	filesystems map[uint64]*filesystem // by fsid
+	maxNodes    int
+
+	buf      []byte // the batch: what was read since Drain began
+	batch    uint64 // its number
+	full     bool   // part of it was lost
+	from, to scope  // where the event at hand happened
+}
+
+// Open makes a group. Its queue is limited by fs.fanotify.max_queued_events.
+// It needs CAP_SYS_ADMIN and Linux 5.17.
+func Open(log *slog.Logger) (*Group, error) {
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME_TARGET|
+		unix.FAN_UNLIMITED_MARKS|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return nil, fmt.Errorf("opening fanotify: the kernel was built without it: %w", err)
+	case errors.Is(err, unix.EPERM):
+		return nil, fmt.Errorf("opening fanotify: it takes root, or CAP_SYS_ADMIN: %w", err)
+	case errors.Is(err, unix.EINVAL):
+		return nil, fmt.Errorf("opening fanotify: it takes Linux 5.17 or later: %w", err)
+	case errors.Is(err, unix.EMFILE):
+		return nil, fmt.Errorf("opening fanotify: too many open files, or groups (fs.fanotify.max_user_groups): %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("opening fanotify: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "fanotify")
+	conn, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("opening fanotify: %w", err)
+	}
+	return &Group{log: log, fd: fd, file: file, conn: conn, maxNodes: maxNodes, filesystems: make(map[uint64]*filesystem)}, nil
+}
+
+// Wait blocks until events wait in the queue, ctx is done or the group is
+// closed. The latter two are errors, context.Cause's and os.ErrClosed.
+func (g *Group) Wait(ctx context.Context) error {
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(expired)
+		g.file.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which ends Wait too
+	})
+	var polled error
+	err := g.conn.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		if err == unix.EINTR {
+			return true // a look too many costs one EAGAIN
+		}
+		polled = err
+		return n > 0 || err != nil
+	})
+	if !stop() {
+		<-expired
+		g.file.SetReadDeadline(time.Time{})
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return context.Cause(ctx)
+	case err == nil:
+		err = polled
+	default:
+		if _, closed := g.file.Stat(); errors.Is(closed, os.ErrClosed) {
+			err = os.ErrClosed // which a RawConn does not call by its name
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for fanotify: %w", err)
+	}
+	return nil
+}
+
+// Drain reads the queue until it is empty and then calls the watches' fn, in
+// the order of what happened. An fn must not call the group or its watches.
+func (g *Group) Drain() error {
+	g.batch++
+	if err := g.read(); err != nil {
+		return err
+	}
+	g.dispatch()
+	if g.buf = g.buf[:0]; cap(g.buf) > keepBatch {
+		g.buf = nil
+	}
+	return nil
+}
+
+// read appends to the batch what waits in the queue.
+func (g *Group) read() error {
+	for {
+		if cap(g.buf)-len(g.buf) < minRead {
+			if len(g.buf) >= maxBatch {
+				g.full = true
+				return nil
+			}
+			g.buf = slices.Grow(g.buf, max(len(g.buf), 16*minRead))
+		}
+		n, err := unix.Read(g.fd, g.buf[len(g.buf):cap(g.buf)])
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return nil
+		case err != nil:
+			return fmt.Errorf("reading fanotify: %w", err)
+		default:
+			g.buf = g.buf[:len(g.buf)+n]
+		}
+	}
+}
+
+// Close closes the group, its watches and their directories.
+func (g *Group) Close() error {
+	for _, fs := range g.filesystems {
+		for len(fs.watches) > 0 {
+			fs.watches[len(fs.watches)-1].Close()
+		}
+	}
+	return g.file.Close()
+}

@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchTest watches path and returns what it was told, a line each.
+func watchTest(t testing.TB, g *Group, path string, tree bool, ops Op) (*Watch, *[]string) {
+	t.Helper()
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	w, err := g.Watch(dir, tree, ops, func(c Change) { told = append(told, c.String()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, &told
+}
+
+const allOps = Create | Delete | Rename | Modify | Attrib
+
+func touch(t testing.TB, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func drain(t testing.TB, g *Group) {
+	t.Helper()
+	if err := g.Drain(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantTold(t *testing.T, told *[]string, want ...string) {
+	t.Helper()
+	if fmt.Sprint(*told) != fmt.Sprint(want) {
+		t.Errorf("told %q, want %q", *told, want)
+	}
+	*told = nil
+}
+
+func TestWait(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	w, told := watchTest(t, g, dir, false, Create)
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	if err := g.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("nothing waits: %v", err)
+	}
+	cancel()
+	if err := g.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("done before: %v", err)
+	}
+
+	ctx, cancel = context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	woke := make(chan error)
+	go func() { woke <- g.Wait(ctx) }()
+	touch(t, dir+"/1")
+	if err := <-woke; err != nil {
+		t.Errorf("an event waits: %v", err)
+	}
+	if err := g.Wait(ctx); err != nil {
+		t.Errorf("it still waits: %v", err)
+	}
+	go func() { woke <- g.Wait(ctx) }()
+	drain(t, g) // beside Wait
+	wantTold(t, told, "create 1")
+	touch(t, dir+"/2")
+	if err := <-woke; err != nil {
+		t.Errorf("an event waits: %v", err)
+	}
+	drain(t, g)
+
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := w.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("second Close of a watch: %v", err)
+	}
+	go func() { woke <- g.Wait(ctx) }()
+	g.Close()
+	if err := <-woke; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	if err := g.Drain(); err == nil {
+		t.Error("drained a closed group")
+	}
+}
+
+// A thousand watchers of a directory, some of its tree: one mark of each
+// kind, one fd, and one decoding.
+func TestThousandWatchers(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	before := openFiles(t)
+	var watches []*Watch
+	told := 0
+	add := func(tree bool, ops Op) {
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := g.Watch(f, tree, ops, func(c Change) { told++ })
+		if err != nil {
+			t.Fatal(err)
+		}
+		watches = append(watches, w)
+	}
+	for i := range 1000 {
+		add(i%10 == 0, Create)
+	}
+	if n := openFiles(t) - before; n != 2 { // the directory, and its mount
+		t.Errorf("%d files open for one directory", n)
+	}
+	wantMarks(t, g, "inode 40000904", "filesystem 58000300")
+	add(false, Modify)
+	add(true, Attrib)
+	wantMarks(t, g, "inode 48000906", "filesystem 58000304")
+	touch(t, dir+"/f")
+	drain(t, g)
+	if told != 1000 {
+		t.Errorf("%d of 1000 told", told)
+	}
+	for len(watches) > 500 {
+		w := watches[len(watches)-1]
+		watches = watches[:len(watches)-1]
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantMarks(t, g, "inode 40000904", "filesystem 58000300")
+	for _, w := range watches {
+		w.Close()
+	}
+	wantMarks(t, g)
+	if n := openFiles(t); n != before {
+		t.Errorf("%d files left open", n-before)
+	}
+}
+
+// wantMarks compares the group's marks, as the kernel lists them, with kinds
+// and masks. The kernel adds EVENT_ON_CHILD to those of filesystems.
+func wantMarks(t *testing.T, g *Group, want ...string) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", g.fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		var kind, mask string
+		for _, word := range strings.Fields(line) {
+			if m, ok := strings.CutPrefix(word, "mask:"); ok {
+				mask = m
+			}
+		}
+		switch {
+		case strings.HasPrefix(line, "fanotify ino:"):
+			kind = "inode"
+		case strings.HasPrefix(line, "fanotify sdev:"):
+			kind = "filesystem"
+		default:
+			continue
+		}
+		got[kind+" "+mask] = true
+	}
+	for _, w := range want {
+		if !got[w] {
+			t.Errorf("no mark %q in %v", w, got)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("marks %v, want %q", got, want)
+	}
+}
+
+// One directory seen through two mounts: names come from wherever they can.
+func TestMounts(t *testing.T) {
+	mnt := mountTest(t, "ext4")
+	if err := os.MkdirAll(mnt+"/a/share/d/e", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bind := filepath.Join(t.TempDir(), "bind")
+	if err := os.Mkdir(bind, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(mnt+"/a/share", bind, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(bind, unix.MNT_DETACH)
+	g := openTest(t)
+	defer g.Close()
+	_, share := watchTest(t, g, bind, true, allOps)
+	_, inShare := watchTest(t, g, bind+"/d", true, allOps)
+	touch(t, mnt+"/a/share/d/e/1")
+	touch(t, mnt+"/a/outside")
+	drain(t, g)
+	wantTold(t, share, "create d/e/1")
+	wantTold(t, inShare, "create e/1")
+
+	_, whole := watchTest(t, g, mnt, true, allOps) // it sees what is above the first mount's root
+	touch(t, bind+"/d/e/2")
+	touch(t, mnt+"/a/3")
+	drain(t, g)
+	wantTold(t, share, "create d/e/2")
+	wantTold(t, inShare, "create e/2")
+	wantTold(t, whole, "create a/share/d/e/2", "create a/3")
+
+	if err := os.Rename(mnt+"/a/share/d", mnt+"/d"); err != nil { // out of the first mount
+		t.Fatal(err)
+	}
+	touch(t, mnt+"/d/e/4")
+	drain(t, g)
+	wantTold(t, share, "rename d/ -> .")
+	wantTold(t, inShare, "create e/4")
+	wantTold(t, whole, "rename a/share/d/ -> d/", "create d/e/4")
+}
+
+// Many changes, a short queue, a reader that sleeps: what is not told is
+// under an Overflow.
+func TestNoSilentLoss(t *testing.T) {
+	const limit = "/proc/sys/fs/fanotify/max_queued_events"
+	dir := mountTest(t, "tmpfs")
+	old, err := os.ReadFile(limit)
+	if err := errJoin(err, os.WriteFile(limit, []byte("16"), 0)); err != nil {
+		t.Fatal(err)
+	}
+	g := openTest(t)
+	if err := os.WriteFile(limit, old, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, told := watchTest(t, g, dir, true, Create)
+	for i := range 20000 {
+		touch(t, fmt.Sprint(dir, "/", i))
+	}
+	drain(t, g)
+	wantTold(t, told, "overflow")
+	touch(t, dir+"/after")
+	drain(t, g)
+	wantTold(t, told, "create after")
+}
+
+// A tree that nobody looked at is removed under an eager reader: its names
+// are told, or there is an Overflow, and that is rare.
+func TestRemoveCold(t *testing.T) {
+	for _, f := range testFilesystems {
+		t.Run(f.name, func(t *testing.T) {
+			mnt := mountTest(t, f.name)
+			g := openTest(t)
+			defer g.Close()
+			names, overflows, rounds := make(map[string]bool), 0, 0
+			dir, err := os.Open(mnt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := g.Watch(dir, true, Delete, func(c Change) {
+				if c.Op == Overflow {
+					overflows++
+					clear(names)
+				}
+				delete(names, string(c.Name))
+			}); err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(*convergeFor); time.Now().Before(end); rounds++ {
+				for i := range 64 {
+					path := fmt.Sprintf("a/%d/%d", i%8, i)
+					names["a"], names[filepath.Dir(path)], names[path], names[path+"/f"] = true, true, true, true
+					if err := os.MkdirAll(filepath.Join(mnt, path), 0o755); err != nil {
+						t.Fatal(err)
+					}
+					touch(t, filepath.Join(mnt, path, "f"))
+				}
+				drain(t, g)
+				for _, fs := range g.filesystems {
+					fs.forget()
+				}
+				ctx, done := context.WithCancel(context.Background())
+				go func() {
+					defer done()
+					if err := os.RemoveAll(mnt + "/a"); err != nil {
+						t.Error(err)
+					}
+				}()
+				for g.Wait(ctx) == nil {
+					drain(t, g)
+				}
+				drain(t, g)
+				if len(names) > 0 {
+					t.Fatalf("not told: %v", names)
+				}
+			}
+			t.Logf("%d rounds, %d overflows", rounds, overflows)
+		})
+	}
+}
+
+// What the kernel does not name, or cannot have meant.
+func TestNameless(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	w, told := watchTest(t, g, dir, true, Create|Modify|Attrib)
+	_, single := watchTest(t, g, dir, false, Create|Modify|Attrib)
+	_, other := watchTest(t, g, dir, true, Create)
+	fid := info{unix.FAN_EVENT_INFO_TYPE_FID, testHandle, ""}
+	at := func(name string) info { return info{unix.FAN_EVENT_INFO_TYPE_DFID_NAME, testHandle, name} }
+	for _, c := range []struct {
+		what string
+		buf  []byte
+		want []string
+	}{
+		{"a write through a handle", encode(unix.FAN_MODIFY, w.fs.id, fid), []string{"overflow"}},
+		{"a link less", encode(unix.FAN_ATTRIB, w.fs.id, fid), nil},
+		{"a directory that is gone", encode(unix.FAN_MODIFY, w.fs.id, at("f")), []string{"overflow"}},
+		{"attributes of it", encode(unix.FAN_ATTRIB|unix.FAN_ONDIR, w.fs.id, at(".")), nil},
+		{"another filesystem", encode(unix.FAN_MODIFY, w.fs.id+1, at("f")), nil},
+	} {
+		g.batch++
+		g.buf = c.buf
+		g.dispatch()
+		g.buf = nil
+		t.Log(c.what)
+		wantTold(t, told, c.want...)
+		wantTold(t, single)
+		wantTold(t, other)
+	}
+	g.buf = []byte("nonsense")
+	drain(t, g)
+	wantTold(t, told, "overflow")
+	wantTold(t, single, "overflow")
+	wantTold(t, other, "overflow")
+}
+
+// A filesystem that cannot be marked refuses a tree and leaves nothing behind.
+func TestRefused(t *testing.T) {
+	base := mountTest(t, "tmpfs")
+	for _, d := range []string{"lower", "upper", "work", "o"} {
+		if err := os.Mkdir(filepath.Join(base, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(base+"/lower/w", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	opts := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", base)
+	if out, err := exec.Command("mount", "-t", "overlay", "-o", opts, "overlay", base+"/o").CombinedOutput(); err != nil {
+		t.Skipf("no overlayfs: %s", out)
+	}
+	defer unix.Unmount(base+"/o", unix.MNT_DETACH)
+	g := openTest(t)
+	defer g.Close()
+	before := openFiles(t)
+	dir, err := os.Open(base + "/o/w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Watch(dir, true, Create, nil); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("a tree on overlayfs: %v", err)
+	} else {
+		t.Log(err)
+	}
+	if n := openFiles(t); n != before {
+		t.Errorf("%d files left open", n-before)
+	}
+	removed := filepath.Join(base, "removed")
+	os.Mkdir(removed, 0o755)
+	if dir, err = os.Open(removed); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(removed)
+	if _, err := g.Watch(dir, true, Create, nil); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a removed directory: %v", err)
+	}
+	wantMarks(t, g)
+
+	_, told := watchTest(t, g, base+"/o/w", false, allOps)
+	touch(t, base+"/o/w/f")
+	os.Rename(base+"/o/w/f", base+"/o/w/g")
+	os.Remove(base + "/o/w/g")
+	drain(t, g)
+	wantTold(t, told, "create f", "rename f -> g", "delete g")
+	if err := os.Remove(base + "/o/w"); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	wantTold(t, told, "gone")
+}
+
+// BenchmarkDrain measures reading, decoding, naming and telling, an event an
+// operation, against the bare read of the same events.
+func BenchmarkDrain(b *testing.B) {
+	for _, mode := range []string{"read", "single", "tree", "logged"} {
+		b.Run(mode, func(b *testing.B) {
+			dir := mountTest(b, "tmpfs")
+			deep := dir + "/a/b/c/d"
+			if err := os.MkdirAll(deep, 0o755); err != nil {
+				b.Fatal(err)
+			}
+			level := slog.LevelInfo
+			if mode == "logged" {
+				level = slog.LevelDebug
+			}
+			g, err := Open(slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: level})))
+			if err != nil {
+				b.Skip(err)
+			}
+			defer g.Close()
+			path := dir
+			if mode == "single" {
+				path = deep
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			told := 0
+			if _, err := g.Watch(f, mode != "single", allOps, func(c Change) { told++ }); err != nil {
+				b.Fatal(err)
+			}
+			const batch = 4096 // changes of as many names, so that none merges
+			name := func(i int) string { return fmt.Sprintf("%s/%d", deep, i) }
+			for i := range batch {
+				touch(b, name(i))
+			}
+			drain(b, g)
+			told = 0
+			b.ReportAllocs()
+			b.ResetTimer()
+			n := 0
+			for ; n < b.N; n += batch {
+				b.StopTimer()
+				for i := range batch {
+					if err := os.Chmod(name(i), 0o600); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StartTimer()
+				if mode == "read" {
+					if err := g.read(); err != nil {
+						b.Fatal(err)
+					}
+					g.buf = g.buf[:0]
+				} else if err := g.Drain(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/event")
+			if mode != "read" && told != n {
+				b.Errorf("%d events, told %d", n, told)
+			}
+		})
+	}
+}

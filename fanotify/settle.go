@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"fmt"
+	"hash/maphash"
+
+	"golang.org/x/sys/unix"
+)
+
+// While events wait unread, the kernel adds a new one to the oldest that is
+// its like, so their order says little about a name that came and went, or
+// was renamed, more than once. Exchanged names come as two renames. Such
+// names are looked at when the batch has been told, and what a client that
+// replays it would get wrong is put right.
+
+// A doubt is a name that must be looked at.
+type doubt struct {
+	dir     *node
+	name    []byte
+	alias   []byte // the name in the same directory that it was changed to, perhaps by case alone
+	present bool   // what was told last
+	isDir   bool
+	merged  bool  // it was created and removed, in whichever order
+	is      *node // the directory that has the name, if that is known
+}
+
+type doubtKey struct {
+	dir  *node
+	name uint64 // hash; the look at the wrong one of two names with one hash is harmless
+}
+
+var seed = maphash.MakeSeed()
+
+// believe notes what was told of a name in dir. Without doubtful it matters
+// only for names that are in doubt already.
+func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
+	if len(fs.doubts) == 0 && !doubtful {
+		return
+	}
+	d.dir = dir
+	key := doubtKey{dir, maphash.Bytes(seed, d.name)}
+	if i, ok := fs.doubtful[key]; ok {
+		fs.doubts[i] = d
+	} else if doubtful {
+		fs.doubtful[key] = len(fs.doubts)
+		fs.doubts = append(fs.doubts, d)
+	}
+}
+
+// settle looks at what is in doubt and tells what differs.
+func (fs *filesystem) settle() {
+	l := look{fs: fs}
+	for i := 0; i < len(fs.doubts) && !fs.g.full; i++ {
+		fs.settleName(&l, &fs.doubts[i])
+	}
+	l.close()
+	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
+		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
+	}
+	if len(fs.doubts) > 0 {
+		fs.doubts = fs.doubts[:0]
+		clear(fs.doubtful)
+	}
+}
+
+func (fs *filesystem) settleName(l *look, d *doubt) {
+	st, err := l.stat(d.dir, d.name)
+	isDir := st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if st != nil && d.alias != nil {
+		// In a directory that ignores case the old name finds the new one.
+		now, err := l.stat(d.dir, d.alias)
+		if err == nil && now != nil && now.Ino == st.Ino && (isDir || st.Nlink == 1) {
+			st = nil
+		}
+	}
+	present, op := st != nil, Delete
+	if present {
+		op = Create
+	}
+	switch {
+	case err == errGone && !d.present || err == nil && present == d.present && (!present || isDir == d.isDir):
+		return
+	case err != nil: // a directory in the place of a removed one may have the name
+		fs.lost(^Op(0), true)
+		return
+	case !present && d.is != nil && !fs.stale:
+		return // nothing has merged: what took the directory away waits unread, and what left it before
+	case isDir && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
+		fs.misnamed()
+	}
+	s := &fs.g.from
+	if err := s.find(fs, d.dir, d.name); err != nil {
+		fs.lost(op, false)
+	}
+	s.tell(Change{Op: op, Dir: isDir || !present && d.isDir})
+}
+
+// A look is a directory held open to look at names in it.
+type look struct {
+	fs  *filesystem
+	dir *node
+	fd  int
+}
+
+// stat looks at name in dir. It returns nil when there is none, and errGone
+// when there is no such directory any more.
+func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
+	fd := l.fd
+	switch {
+	case dir == nil || dir == l.fs.top:
+		return nil, nil
+	case dir.site != nil:
+		fd = int(dir.dir.Fd())
+	case dir != l.dir:
+		var err error
+		l.close()
+		fd, err = l.fs.mounts[0].open(dir.handle)
+		if err != nil {
+			return nil, err
+		}
+		l.dir, l.fd = dir, fd
+	}
+	st := new(unix.Stat_t)
+	switch err := unix.Fstatat(fd, string(name), st, unix.AT_SYMLINK_NOFOLLOW); {
+	case err == unix.ENOENT:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("looking at name: %w", err)
+	}
+	return st, nil
+}
+
+func (l *look) close() {
+	if l.dir != nil {
+		unix.Close(l.fd)
+		l.dir = nil
+	}
+}
