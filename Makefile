@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# make build        build/ksmbd-notifyd
+# make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
+# make run          see it work: a guest, a client that watches, changes on the server and by a second client
+# make test         test-unit (this machine's kernel) and test-guest (a real ksmbd in a guest)
+# make check-kernel checkpatch and sparse over kernel/
+# make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
+#
+# Everything fetched or built goes to build/. What a target needs of the host it installs with apt-get, as root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+SERIES  := 6.12
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# What the tests vary: TRIES of each smbtorture test that must pass, FS of the share, RUN the Go tests to run.
+TRIES ?= 10
+FS    ?= tmpfs
+RUN   ?= .
+
+PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
+PACKAGES_CHECK  := perl sparse
+PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs
+PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
+	e2fsprogs xfsprogs btrfs-progs attr libnl-genl-3-200 libglib2.0-0
+PACKAGES_DEBUG  := bc bison flex libelf-dev
+
+packages = test/guest/packages.sh
+
+.PHONY: all build module run test test-unit test-guest test-debug check-kernel clean FORCE
+all: build
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o build/ksmbd-notifyd ./cmd/ksmbd-notifyd
+
+# Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
+build/linux/release: FORCE
+	@$(packages) xz-utils
+	@test/guest/fetch.sh $(SERIES) build/linux
+
+build/module/done: build/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/hooks-$(SERIES).patch)
+	@$(packages) $(PACKAGES_MODULE)
+	kernel/build.sh build/linux build/module kernel/hooks-$(SERIES).patch
+	@touch $@
+
+module: build/module/done
+
+check-kernel: build/linux/release
+	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_CHECK)
+	kernel/check.sh build/linux build/check kernel/hooks-$(SERIES).patch
+
+build/guest/root.cpio: build/linux/release test/guest/root.sh test/guest/init
+	@$(packages) $(PACKAGES_GUEST)
+	test/guest/root.sh build/linux build/guest/root
+	cd build/guest/root && find . | cpio --quiet -o -R 0:0 -H newc > ../root.cpio.new
+	@mv build/guest/root.cpio.new $@
+
+build/guest/e2e.test: FORCE
+	CGO_ENABLED=0 go test -c -tags guest -o $@ ./test/e2e
+
+guest := build/guest/root.cpio build/guest/e2e.test
+
+run: build module $(guest)
+	@test/guest/demo.sh build
+
+test: test-unit test-guest
+
+test-unit:
+	@$(packages) $(PACKAGES_UNIT)
+	@test/unit.sh build/test-unit.log
+
+test-guest: build module $(guest)
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' test/guest/test.sh build
+
+test-debug: build $(guest)
+	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)
+	nice test/guest/uml.sh build/linux build/uml kernel/hooks-$(SERIES).patch
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' UML=build/uml test/guest/test.sh build
+
+clean:
+	rm -rf build

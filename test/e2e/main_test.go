@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+// Package e2e is what runs inside the test guest, as root: a real ksmbd serves a share on loopback, ksmbd-notifyd
+// answers its change notifications, and real clients watch it. test/guest boots the guest.
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+)
+
+var (
+	module   = flag.String("module", "/rig/ksmbd.ko", "kernel module to load; stock: the distribution's own")
+	daemon   = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
+	fsType   = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs")
+	tries    = flag.Int("tries", 10, "how often each smbtorture test that must pass is run")
+	baseline = flag.String("baseline", "", "verdicts of the stock module, to compare ours with")
+	recordTo = flag.String("record", "", "only run the regression suites and record their verdicts in this file")
+	demo     = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
+)
+
+// results is the directory that the guest hands back to the host.
+const results = "/out"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(runMain(m))
+}
+
+func runMain(m *testing.M) (code int) {
+	fail := func(err error) {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	// Before anything is started, so that what it stops is whatever was.
+	defer func() {
+		if err := tearDown(); err != nil {
+			fail(err)
+		}
+	}()
+	if err := setUp(); err != nil {
+		fail(err)
+		return
+	}
+	switch {
+	case *demo:
+		if err := showDemo(os.Stdout); err != nil {
+			fail(err)
+		}
+	case *recordTo != "":
+		if err := recordRegression(*recordTo); err != nil {
+			fail(err)
+		}
+	default:
+		code = m.Run()
+	}
+	return
+}

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	mount    = "/srv/fs"        // where the file system is mounted
+	share    = mount + "/share" // what [TEST] serves; below the mount, see ksmbdConf
+	confFile = "/etc/ksmbd/ksmbd.conf"
+	passwdDB = "/etc/ksmbd/ksmbdpwd.db"
+
+	user1 = "user%pass"
+	user2 = "user2%pass2"
+)
+
+// The share's path must not be a mount point: before ksmbd-tools 3.4.9 ksmbd served the directory under the mount.
+const ksmbdConf = `[global]
+	netbios name = KSMBD
+	workgroup = WORKGROUP
+	bind interfaces only = no
+	server min protocol = SMB2_10
+	server max protocol = SMB3_11
+	map to guest = never
+	smb2 leases = no
+[TEST]
+	path = ` + share + `
+	read only = no
+	create mask = 0777
+	directory mask = 0777
+`
+
+// long bounds every wait for something that takes a second under emulation.
+const long = 30 * time.Second
+
+// server is what setUp started.
+var server struct {
+	mountd  *process
+	notifyd *process
+}
+
+func setUp() error {
+	for _, do := range []func() error{makeShare, configure, loadModule, startMountd, startNotifyd} {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tearDown stops everything and unloads the module, each within a bounded time.
+func tearDown() error {
+	return errors.Join(stopNotifyd(), stopMountd(), unloadModule())
+}
+
+func makeShare() error {
+	if err := os.MkdirAll(mount, 0o755); err != nil {
+		return err
+	}
+	if *fsType == "tmpfs" {
+		if err := unix.Mount("none", mount, "tmpfs", 0, "size=600m,mode=755"); err != nil {
+			return fmt.Errorf("mounting tmpfs: %w", err)
+		}
+	} else if err := mountImage(); err != nil {
+		return err
+	}
+	if err := os.Mkdir(share, 0o777); err != nil {
+		return err
+	}
+	return os.Chmod(share, 0o777)
+}
+
+// mountImage makes a file system of type fsType in a file and mounts it.
+func mountImage() error {
+	const image = "/tmp/share.img"
+	mkfs := map[string][]string{
+		"ext4":  {"mke2fs", "-q", "-t", "ext4"},
+		"xfs":   {"mkfs.xfs", "-q"},
+		"btrfs": {"mkfs.btrfs", "-q"},
+	}[*fsType]
+	if mkfs == nil {
+		return fmt.Errorf("unknown file system %q", *fsType)
+	}
+	f, err := os.Create(image)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(400<<20), f.Close()); err != nil {
+		return err
+	}
+	for _, argv := range [][]string{append(mkfs, image), {"modprobe", "loop"}, {"mount", "-t", *fsType, "-o", "loop", image, mount}} {
+		if err := command(argv...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadModule loads the module named by the flag, with what the stock one depends on: ours depends on no more.
+func loadModule() error {
+	if *module == "stock" {
+		return command("modprobe", "ksmbd")
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return err
+	}
+	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(uts.Release[:]))
+	deps, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // user-mode Linux has everything else built in
+		return err
+	}
+	for line := range strings.Lines(string(deps)) {
+		mod, needs, _ := strings.Cut(line, ":")
+		if filepath.Base(mod) != "ksmbd.ko" {
+			continue
+		}
+		paths := strings.Fields(needs)
+		slices.Reverse(paths) // a module stands before what it depends on
+		for _, path := range paths {
+			if err := insertModule(filepath.Join(dir, path)); err != nil && !errors.Is(err, unix.EEXIST) {
+				return err
+			}
+		}
+	}
+	return insertModule(*module)
+}
+
+func insertModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil {
+		return fmt.Errorf("loading %s: %w", path, err)
+	}
+	return nil
+}
+
+// unloadModule waits for ksmbd to have let go of its last connection.
+func unloadModule() error {
+	err := until(long, func() error {
+		err := unix.DeleteModule("ksmbd", unix.O_NONBLOCK)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("unloading ksmbd: %w", err)
+	}
+	return nil
+}
+
+// toolOptions are the options of ksmbd-tools for the configuration and the users; 3.5 renamed those of 3.4.
+func toolOptions() (conf, db, addDB string) {
+	if help, _ := exec.Command("ksmbd.mountd", "--help").CombinedOutput(); bytes.Contains(help, []byte("pwddb")) {
+		return "-C", "-P", "-P"
+	}
+	return "-c", "-u", "-i"
+}
+
+func configure() error {
+	if err := os.MkdirAll(filepath.Dir(confFile), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(confFile, []byte(ksmbdConf), 0o644); err != nil {
+		return err
+	}
+	_, _, db := toolOptions()
+	for _, u := range []string{user1, user2} {
+		name, password, _ := strings.Cut(u, "%")
+		if err := command("ksmbd.adduser", db, passwdDB, "-p", password, "-a", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func startMountd() error {
+	conf, db, _ := toolOptions()
+	var err error
+	if server.mountd, err = start("mountd", "ksmbd.mountd", "-n", conf, confFile, db, passwdDB); err != nil {
+		return err
+	}
+	if err := until(long, listening); err != nil {
+		return fmt.Errorf("waiting for ksmbd to listen: %w", err)
+	}
+	return nil
+}
+
+// listening says whether something listens on port 445.
+func listening() error {
+	for _, name := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		table, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(table)) {
+			f := strings.Fields(line) // sl local_address rem_address st ...
+			if len(f) > 3 && strings.HasSuffix(f[1], ":01BD") && f[3] == "0A" {
+				return nil
+			}
+		}
+	}
+	return errors.New("nothing listens on port 445")
+}
+
+// stopMountd ends ksmbd.mountd, the connections and the listener; these hold the module.
+func stopMountd() error {
+	if server.mountd == nil {
+		return nil
+	}
+	err := command("ksmbd.control", "-s")
+	server.mountd.wait() // it ends itself by a signal: how it ended says nothing
+	server.mountd = nil
+	return err
+}
+
+// startNotifyd starts the daemon as the unit does, and returns when it serves.
+func startNotifyd() error {
+	if *daemon == "" || server.notifyd != nil {
+		return nil
+	}
+	const socket = "/tmp/systemd"
+	os.Remove(socket)
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer systemd.Close()
+	if err := systemd.SetReadDeadline(time.Now().Add(long)); err != nil {
+		return err
+	}
+	server.notifyd, err = start("notifyd", "env", "NOTIFY_SOCKET="+socket, "nice", "-n", "-10", *daemon, "-n", "-v")
+	if err != nil {
+		return err
+	}
+	for said := make([]byte, 1024); ; {
+		n, err := systemd.Read(said)
+		if err != nil {
+			return fmt.Errorf("waiting for ksmbd-notifyd to serve: %w", err)
+		}
+		if bytes.Contains(said[:n], []byte("READY=1")) {
+			return nil
+		}
+	}
+}
+
+func stopNotifyd() error {
+	if server.notifyd == nil {
+		return nil
+	}
+	err := server.notifyd.stop()
+	server.notifyd = nil
+	return err
+}
+
+// process is a program of the server that runs beside the tests, its output kept in results.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // how it ended, once done is closed
+}
+
+func start(name string, argv ...string) (*process, error) {
+	log, err := os.OpenFile(filepath.Join(results, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p := &process{name: name, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// stop ends the program with SIGTERM and says whether it ended cleanly and in time.
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		<-p.done
+		return fmt.Errorf("%s ended by itself: %w", p.name, errors.Join(err, p.err))
+	}
+	if err := p.wait(); err != nil {
+		return fmt.Errorf("%s: %w", p.name, err)
+	}
+	return nil
+}
+
+// wait returns how the program ended; one that does not end in time is killed.
+func (p *process) wait() error {
+	select {
+	case <-p.done:
+		return p.err
+	case <-time.After(long):
+		p.cmd.Process.Kill()
+		<-p.done
+		return errors.New("killed, it did not end")
+	}
+}
+
+// command runs a short program; its output is in the error.
+func command(argv ...string) error {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = share
+	if _, err := os.Stat(share); err != nil {
+		cmd.Dir = "/"
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	timer := time.AfterFunc(long, func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out.Bytes()))
+	}
+	return nil
+}
+
+// until tries again until try succeeds; after the time given it returns try's last error.
+func until(limit time.Duration, try func() error) error {
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		err := try()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// mark writes a line into the kernel's log, so that a complaint there can be told to belong to a test.
+func mark(line string) {
+	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		fmt.Fprintf(f, "<6>e2e: %s\n", line)
+		f.Close()
+	}
+}
+
+// cleanShare empties the share.
+func cleanShare() error {
+	entries, err := os.ReadDir(share)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(share, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,729 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+package e2e
+
+// Tests of single PDUs, with a client that has a say in every one of them. They need nothing but a server with a
+// share, so they also run outside of the guest, given this file alone and SMB2_TEST_*:
+//
+//	SMB2_TEST_ADDR=… SMB2_TEST_DIR=… go test -tags guest -run Wire ./test/e2e/wire_test.go
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ksmbd-notifyd/test/smb2"
+)
+
+// wire is one test: its directory of the share and the time it has.
+type wire struct {
+	*testing.T
+	ctx  context.Context
+	name string // of the directory, relative to the share
+	dir  string // the same as the server sees it
+}
+
+func newWire(t *testing.T, limit time.Duration) *wire {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	t.Cleanup(cancel)
+	name := strings.ReplaceAll(t.Name(), "/", "-")
+	w := &wire{T: t, ctx: ctx, name: name, dir: filepath.Join(wireEnv("SMB2_TEST_DIR", "/srv/fs/share"), name)}
+	w.ok(os.RemoveAll(w.dir))
+	w.mkdir("")
+	t.Cleanup(func() {
+		if err := os.RemoveAll(w.dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// wireLimit bounds a test of a few requests, under emulation too.
+const wireLimit = 15 * time.Second
+
+func wireEnv(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+func (w *wire) ok(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// mkdir makes a directory on the server that every user may write to.
+func (w *wire) mkdir(name string) {
+	w.Helper()
+	dir := filepath.Join(w.dir, name)
+	w.ok(os.Mkdir(dir, 0o777))
+	w.ok(os.Chmod(dir, 0o777))
+}
+
+// touch creates an empty file on the server.
+func (w *wire) touch(name string) {
+	w.Helper()
+	f, err := os.Create(filepath.Join(w.dir, name))
+	w.ok(err)
+	w.ok(f.Close())
+}
+
+// dial connects as the first user. A connection that failed fails the test.
+func (w *wire) dial(o smb2.Options) *smb2.Conn {
+	w.Helper()
+	c, err := w.tryDial(o)
+	w.ok(err)
+	return c
+}
+
+func (w *wire) tryDial(o smb2.Options) (*smb2.Conn, error) {
+	if o.Dialect == 0 {
+		o.Dialect = smb2.Dialect311
+	}
+	if o.User == "" {
+		o.User, o.Password = wireEnv("SMB2_TEST_USER", "user"), wireEnv("SMB2_TEST_PASSWORD", "pass")
+	}
+	o.Credits = 512
+	c, err := smb2.Dial(w.ctx, wireEnv("SMB2_TEST_ADDR", "127.0.0.1:445"), o)
+	if err != nil {
+		return nil, err
+	}
+	w.Cleanup(func() {
+		if err := c.Err(); err != nil && !errors.Is(err, net.ErrClosed) && !w.Failed() {
+			w.Errorf("the connection did not live to the end: %v", err)
+		}
+		c.Close()
+	})
+	return c, nil
+}
+
+func (w *wire) connect(o smb2.Options) (*smb2.Conn, *smb2.Tree) {
+	w.Helper()
+	c := w.dial(o)
+	return c, w.tree(c)
+}
+
+// connect2 connects as the second user.
+func (w *wire) connect2() (*smb2.Conn, *smb2.Tree) {
+	w.Helper()
+	return w.connect(smb2.Options{User: wireEnv("SMB2_TEST_USER2", "user2"), Password: wireEnv("SMB2_TEST_PASSWORD2", "pass2")})
+}
+
+func (w *wire) tree(c *smb2.Conn) *smb2.Tree {
+	w.Helper()
+	tree, err := c.TreeConnect(w.ctx, wireEnv("SMB2_TEST_SHARE", "TEST"))
+	w.ok(err)
+	return tree
+}
+
+// path is a name of the test's directory as the client sees it.
+func (w *wire) path(name string) string { return strings.TrimSuffix(w.name+`\`+name, `\`) }
+
+const wireRead = smb2.AccessListDirectory | smb2.AccessReadAttributes
+
+// open opens a directory of the test's, "" for its own.
+func (w *wire) open(tree *smb2.Tree, name string) *smb2.File {
+	w.Helper()
+	return w.create(tree, smb2.CreateParams{
+		Name: w.path(name), Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+	})
+}
+
+func (w *wire) create(tree *smb2.Tree, p smb2.CreateParams) *smb2.File {
+	w.Helper()
+	f, err := tree.Create(w.ctx, p)
+	w.ok(err)
+	return f
+}
+
+// createFile creates a file through SMB and leaves it open.
+func (w *wire) createFile(tree *smb2.Tree, name string) *smb2.File {
+	w.Helper()
+	return w.create(tree, smb2.CreateParams{
+		Name: w.path(name), Access: smb2.AccessMaximum, Disposition: smb2.DispositionCreate, Options: smb2.OptionFile,
+	})
+}
+
+// wireNames is what most tests ask for.
+func wireNames() smb2.NotifyParams { return smb2.NotifyParams{Filter: smb2.FilterNames, Length: 4096} }
+
+func (w *wire) send(f *smb2.File, p smb2.NotifyParams) *smb2.Call {
+	w.Helper()
+	call, err := f.Notify(w.ctx, p)
+	w.ok(err)
+	return call
+}
+
+// pending waits for the interim response of a NOTIFY.
+func (w *wire) pending(call *smb2.Call) *smb2.Response {
+	w.Helper()
+	r, err := call.Recv(w.ctx)
+	w.ok(err)
+	switch {
+	case !r.Interim():
+		records, _ := r.Records()
+		w.Fatalf("%v %v came first, want an interim PENDING", r.Status, records)
+	case r.ID == 0:
+		w.Fatal("interim response without an AsyncId")
+	case r.Credits == 0:
+		w.Fatal("interim response grants no credits")
+	case len(r.Body) < 8 || r.Body[0] != 9:
+		w.Fatalf("interim response with body % x", r.Body)
+	}
+	return r
+}
+
+// park sends a NOTIFY and waits for its interim response.
+func (w *wire) park(f *smb2.File, p smb2.NotifyParams) (*smb2.Call, *smb2.Response) {
+	w.Helper()
+	call := w.send(f, p)
+	return call, w.pending(call)
+}
+
+// ends waits for the final response, which must carry the status. With an interim one before it, it repeats its ids
+// and grants no more credits; without, it is synchronous.
+func (w *wire) ends(call *smb2.Call, want smb2.Status) *smb2.Response {
+	w.Helper()
+	r, err := call.Recv(w.ctx)
+	w.ok(err)
+	if r.Interim() {
+		r = w.endsAfter(call, r)
+	}
+	if r.Status != want {
+		w.Fatalf("%v ends with %v, want %v", call.Command, r.Status, want)
+	}
+	return r
+}
+
+func (w *wire) endsAfter(call *smb2.Call, interim *smb2.Response) *smb2.Response {
+	w.Helper()
+	r, err := call.Recv(w.ctx)
+	w.ok(err)
+	if r.Flags&smb2.FlagAsync == 0 || r.ID != interim.ID {
+		w.Fatalf("final response has flags %#x, AsyncId %#x, the interim one had %#x, %#x", r.Flags, r.ID, interim.Flags, interim.ID)
+	}
+	if r.Credits != 0 {
+		w.Errorf("final response grants %d credits after the interim one", r.Credits)
+	}
+	return r
+}
+
+// told waits for a NOTIFY to end with exactly these records.
+func (w *wire) told(call *smb2.Call, want ...string) *smb2.Response {
+	w.Helper()
+	r := w.ends(call, smb2.StatusSuccess)
+	got := w.records(r)
+	if !slices.Equal(got, want) {
+		w.Fatalf("told %q, want %q", got, want)
+	}
+	return r
+}
+
+func (w *wire) records(r *smb2.Response) []string {
+	w.Helper()
+	records, err := r.Records()
+	w.ok(err)
+	var s []string
+	for _, rec := range records {
+		s = append(s, rec.String())
+	}
+	return s
+}
+
+// toldInAll sends NOTIFYs until they have brought as many records as wanted, which must be these.
+func (w *wire) toldInAll(f *smb2.File, p smb2.NotifyParams, want ...string) {
+	w.Helper()
+	var got []string
+	for len(got) < len(want) {
+		got = append(got, w.records(w.ends(w.send(f, p), smb2.StatusSuccess))...)
+	}
+	if !slices.Equal(got, want) {
+		w.Fatalf("told %q, want %q", got, want)
+	}
+}
+
+// arm makes f a watch that queues, with no request pending.
+func (w *wire) arm(f *smb2.File, p smb2.NotifyParams) {
+	w.Helper()
+	call, interim := w.park(f, p)
+	w.ok(f.Conn().CancelAsync(w.ctx, interim.ID))
+	if r := w.endsAfter(call, interim); r.Status != smb2.StatusCancelled {
+		w.Fatalf("cancelled NOTIFY ends with %v", r.Status)
+	}
+}
+
+// quiet fails when anything has come that nothing waits for: the client ends the connection then.
+func (w *wire) quiet(c *smb2.Conn) {
+	w.Helper()
+	_, err := c.Do(w.ctx, smb2.EchoRequest())
+	w.ok(err)
+}
+
+// The session captured from Explorer: the watch moves from one directory to the next.
+func TestWireExplorer(t *testing.T) {
+	w := newWire(t, wireLimit)
+	w.mkdir("dir")
+	c, tree := w.connect(smb2.Options{})
+	root := w.create(tree, smb2.CreateParams{
+		Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+	})
+	p := smb2.NotifyParams{Filter: smb2.FilterNames | smb2.FilterAttributes | smb2.FilterLastWrite, Length: 32768}
+	start := time.Now()
+	first, interim := w.park(root, p)
+	t.Logf("request to PENDING: %v", time.Since(start))
+
+	notify := tree.Related().NotifyRequest(p)
+	notify.Related = true
+	calls, err := c.Send(w.ctx, tree.CreateRequest(smb2.CreateParams{
+		Name: w.path("dir"), Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+	}), notify)
+	w.ok(err)
+	created := w.ends(calls[0], smb2.StatusSuccess)
+	second := w.pending(calls[1])
+	if created.Seq > second.Seq {
+		t.Error("PENDING came before the CREATE response")
+	}
+
+	w.ok(c.CancelAsync(w.ctx, interim.ID))
+	if r := w.endsAfter(first, interim); r.Status != smb2.StatusCancelled {
+		t.Fatalf("cancelled NOTIFY ends with %v", r.Status)
+	}
+
+	start = time.Now()
+	w.touch("dir/file1")
+	r := w.endsAfter(calls[1], second)
+	t.Logf("server-side create to response: %v", time.Since(start))
+	if got := w.records(r); r.Status != smb2.StatusSuccess || !slices.Equal(got, []string{"ADDED file1"}) {
+		t.Fatalf("told %v %q", r.Status, got)
+	}
+	w.quiet(c)
+}
+
+// A CANCEL by MessageId may come before the interim response, which is sent all the same.
+func TestWireEarlyCancel(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	for i := range 20 {
+		call := w.send(f, wireNames())
+		w.ok(call.Cancel(w.ctx))
+		interim := w.pending(call)
+		if r := w.endsAfter(call, interim); r.Status != smb2.StatusCancelled {
+			t.Fatalf("cancelled NOTIFY ends with %v", r.Status)
+		}
+		w.quiet(c)
+		name := fmt.Sprint("f", i)
+		w.touch(name)
+		w.told(w.send(f, wireNames()), "ADDED "+name)
+	}
+}
+
+// What was answered before a request is in its watch's queue; a fresh watch sees none of it.
+func TestWireDrainBeforeServe(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	armed, fresh := w.open(tree, ""), w.open(tree, "")
+	w.arm(armed, wireNames())
+	var want []string
+	for i := range 10 {
+		w.ok(w.createFile(tree, fmt.Sprint("f", i)).Close(w.ctx))
+		want = append(want, fmt.Sprint("ADDED f", i))
+	}
+	// Both are on their way before either is answered.
+	none, all := w.send(fresh, wireNames()), w.send(armed, wireNames())
+	w.told(all, want...)
+	w.pending(none)
+	w.touch("after")
+	w.told(none, "ADDED after")
+	w.quiet(c)
+}
+
+// The first record completes a pending request; the rest wait for the next.
+func TestWireFirstRecord(t *testing.T) {
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	p := smb2.NotifyParams{Filter: smb2.FilterNames | smb2.FilterLastWrite | smb2.FilterSize, Length: 4096}
+	call, _ := w.park(f, p)
+	file := w.createFile(tree, "file")
+	w.ok(file.Write(w.ctx, 0, []byte("x")))
+	w.told(call, "ADDED file")
+	w.told(w.send(f, p), "MODIFIED file")
+}
+
+// CLOSE, TREE_DISCONNECT and LOGOFF end what pends, each at its own time.
+func TestWireCleanup(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		request func(*smb2.File) *smb2.Request
+		after   bool // NOTIFY_CLEANUP comes after the response
+	}{
+		{"close", (*smb2.File).CloseRequest, true},
+		{"tree-disconnect", func(f *smb2.File) *smb2.Request { return f.Tree.DisconnectRequest() }, false},
+		{"logoff", func(*smb2.File) *smb2.Request { return smb2.LogoffRequest() }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			c, tree := w.connect(smb2.Options{})
+			f := w.open(tree, "")
+			first, interim1 := w.park(f, wireNames())
+			second, interim2 := w.park(f, wireNames())
+			r, err := c.Do(w.ctx, test.request(f))
+			w.ok(err)
+			end1, end2 := w.endsAfter(first, interim1), w.endsAfter(second, interim2)
+			for _, end := range []*smb2.Response{end1, end2} {
+				if end.Status != smb2.StatusNotifyCleanup {
+					t.Errorf("ends with %v", end.Status)
+				}
+				if (end.Seq > r.Seq) != test.after {
+					t.Errorf("NOTIFY_CLEANUP is response %d, that of the %v %d", end.Seq, r.Command, r.Seq)
+				}
+			}
+			if end1.Seq > end2.Seq {
+				t.Error("the second request ended first")
+			}
+		})
+	}
+}
+
+// refused sends a NOTIFY that must end at once, without an interim response.
+func (w *wire) refused(f *smb2.File, p smb2.NotifyParams, want smb2.Status) {
+	w.Helper()
+	r, err := w.send(f, p).Recv(w.ctx)
+	w.ok(err)
+	if r.Status != want || r.Flags&smb2.FlagAsync != 0 {
+		w.Errorf("answered %v, flags %#x; want %v, synchronous", r.Status, r.Flags, want)
+	}
+}
+
+func TestWireRefused(t *testing.T) {
+	w := newWire(t, wireLimit)
+	w.touch("file")
+	c, tree := w.connect(smb2.Options{})
+
+	file := w.create(tree, smb2.CreateParams{Name: w.path("file"), Access: wireRead, Disposition: smb2.DispositionOpen})
+	w.refused(file, wireNames(), smb2.StatusInvalidParameter)
+
+	blind := w.create(tree, smb2.CreateParams{
+		Name: w.name, Access: smb2.AccessReadAttributes, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+	})
+	w.refused(blind, wireNames(), smb2.StatusAccessDenied)
+
+	dir := w.open(tree, "")
+	w.refused(dir, smb2.NotifyParams{Filter: smb2.FilterNames, Length: 65537, Charge: 1}, smb2.StatusInvalidParameter)
+	w.ok(dir.Close(w.ctx))
+	w.refused(dir, wireNames(), smb2.StatusFileClosed)
+	w.quiet(c)
+}
+
+// MaxTransactSize is the longest buffer, in every dialect.
+func TestWireMaxTransact(t *testing.T) {
+	for _, d := range []smb2.Dialect{smb2.Dialect202, smb2.Dialect210, smb2.Dialect300, smb2.Dialect302, smb2.Dialect311} {
+		t.Run(d.String(), func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			c, err := w.tryDial(smb2.Options{Dialect: d})
+			if errors.Is(err, smb2.StatusNotSupported) {
+				t.Skip("the server does not speak it")
+			}
+			w.ok(err)
+			f := w.open(w.tree(c), "")
+			p := smb2.NotifyParams{Filter: smb2.FilterNames, Length: c.MaxTransact() + 1}
+			w.refused(f, p, smb2.StatusInvalidParameter)
+			p.Length--
+			call, _ := w.park(f, p)
+			w.touch("file")
+			w.told(call, "ADDED file")
+		})
+	}
+}
+
+// Nothing fits in a buffer of length 0, and the first length is a ceiling.
+func TestWireLengthZero(t *testing.T) {
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	zero := wireNames()
+	zero.Length = 0
+
+	armed := w.open(tree, "")
+	w.arm(armed, wireNames())
+	w.ok(w.createFile(tree, "a").Close(w.ctx))
+	w.enumDir(w.ends(w.send(armed, zero), smb2.StatusNotifyEnumDir))
+	w.ok(w.createFile(tree, "b").Close(w.ctx))
+	w.told(w.send(armed, wireNames()), "ADDED b")
+
+	fresh := w.open(tree, "")
+	for i, p := range []smb2.NotifyParams{zero, wireNames()} {
+		call := w.send(fresh, p)
+		r, err := call.Recv(w.ctx)
+		w.ok(err)
+		if r.Interim() { // it may wait for a change, or not
+			w.touch(fmt.Sprint("c", i))
+			r = w.endsAfter(call, r)
+		}
+		w.enumDir(r)
+	}
+}
+
+func (w *wire) enumDir(r *smb2.Response) {
+	w.Helper()
+	if r.Status != smb2.StatusNotifyEnumDir {
+		w.Fatalf("ends with %v, want ENUM_DIR", r.Status)
+	}
+	if got := w.records(r); len(got) > 0 {
+		w.Errorf("ENUM_DIR with records %q", got)
+	}
+	if len(r.Body) < 9 {
+		w.Errorf("ENUM_DIR with a body of %d bytes, want 9", len(r.Body))
+	}
+}
+
+// NOTIFY in the middle of a compound fails alone; after a failed CREATE it fails as that did.
+func TestWireCompound(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	create := smb2.CreateParams{Name: w.name, Access: wireRead, Disposition: smb2.DispositionOpen}
+	notify, closing := tree.Related().NotifyRequest(wireNames()), tree.Related().CloseRequest()
+	notify.Related, closing.Related = true, true
+	statuses := func(want []smb2.Status, reqs ...*smb2.Request) {
+		t.Helper()
+		calls, err := c.Send(w.ctx, reqs...)
+		w.ok(err)
+		for i, call := range calls {
+			w.ends(call, want[i])
+		}
+	}
+	ok, bad := smb2.StatusSuccess, smb2.StatusInternalError
+	statuses([]smb2.Status{ok, bad, ok}, tree.CreateRequest(create), notify, closing)
+	f := w.open(tree, "")
+	statuses([]smb2.Status{bad, ok}, f.NotifyRequest(wireNames()), f.CloseRequest())
+
+	create.Name = w.path("missing")
+	gone := smb2.StatusObjectNameNotFound
+	statuses([]smb2.Status{gone, gone}, tree.CreateRequest(create), notify)
+	w.quiet(c)
+}
+
+// A watch tree covers directories made before and after it, by the server.
+func TestWireWatchTree(t *testing.T) {
+	w := newWire(t, wireLimit)
+	for _, dir := range []string{"a", "a/b", "a/b/c"} {
+		w.mkdir(dir)
+	}
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	p := wireNames()
+	p.Tree = true
+	call, _ := w.park(f, p)
+	w.touch("a/b/c/old")
+	w.told(call, `ADDED a\b\c\old`)
+
+	for _, dir := range []string{"n", "n/m", "n/m/o"} {
+		w.mkdir(dir)
+	}
+	w.touch("n/m/o/new")
+	w.toldInAll(f, p, `ADDED n`, `ADDED n\m`, `ADDED n\m\o`, `ADDED n\m\o\new`)
+	w.quiet(c)
+}
+
+// Deletion of the watched directory ends every request on it at once.
+func TestWireDeletePending(t *testing.T) {
+	for _, side := range []string{"smb", "server"} {
+		t.Run(side, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			w.mkdir("dir")
+			_, tree := w.connect(smb2.Options{})
+			_, tree2 := w.connect2()
+			var calls []*smb2.Call
+			var files []*smb2.File
+			for _, tr := range []*smb2.Tree{tree, tree, tree2} {
+				f := w.open(tr, "dir")
+				call, _ := w.park(f, wireNames())
+				calls, files = append(calls, call), append(files, f)
+			}
+			if side == "server" {
+				w.ok(os.Remove(filepath.Join(w.dir, "dir")))
+			} else {
+				deleter := w.create(tree2, smb2.CreateParams{
+					Name: w.path("dir"), Access: smb2.AccessDelete, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+				})
+				w.ok(deleter.Delete(w.ctx)) // and stays open: the disposition alone does it
+				files = append(files, deleter)
+			}
+			for _, call := range calls {
+				w.ends(call, smb2.StatusDeletePending)
+			}
+			for _, f := range files {
+				w.ok(f.Close(w.ctx))
+			}
+		})
+	}
+}
+
+// A connection that goes away takes its requests with it, and nothing else.
+func TestWireDropped(t *testing.T) {
+	w := newWire(t, 60*time.Second)
+	_, watching := w.connect(smb2.Options{})
+	bystander, _ := w.park(w.open(watching, ""), wireNames())
+	for i := range 50 {
+		c, tree := w.connect(smb2.Options{})
+		f := w.open(tree, "")
+		for range 5 {
+			w.park(f, wireNames())
+		}
+		w.send(f, wireNames()) // its PENDING may meet the end
+		if i%2 == 0 {
+			c.Reset()
+		} else {
+			c.Close()
+		}
+	}
+	c, tree := w.connect(smb2.Options{})
+	call, _ := w.park(w.open(tree, ""), wireNames())
+	w.touch("file")
+	w.told(call, "ADDED file")
+	w.told(bystander, "ADDED file")
+	w.quiet(c)
+}
+
+// An asynchronous request costs no credits in the long run.
+func TestWireCredits(t *testing.T) {
+	w := newWire(t, 2*time.Minute)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	const rounds = 600 // more than there are credits
+	balance, start := c.Credits(), time.Now()
+	for i := range rounds {
+		w.arm(f, wireNames())
+		if now := c.Credits(); now < balance {
+			t.Fatalf("round %d: %d credits of %d left", i, now, balance)
+		}
+	}
+	t.Logf("NOTIFY, PENDING, CANCEL, CANCELLED: %v a round, %d credits, then %d", time.Since(start)/rounds, balance, c.Credits())
+	w.touch("file")
+	w.told(w.send(f, wireNames()), "ADDED file")
+}
+
+// Requests on one handle complete first in, first out, with one record each.
+func TestWireFIFO(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	calls := make([]*smb2.Call, 64)
+	for i := range calls {
+		calls[i], _ = w.park(f, wireNames())
+	}
+	start := time.Now()
+	for i := range calls {
+		w.touch(fmt.Sprint("f", i))
+	}
+	last := -1
+	for i, call := range calls {
+		r := w.told(call, fmt.Sprint("ADDED f", i))
+		if r.Seq < last {
+			t.Errorf("request %d was answered before the one before it", i)
+		}
+		last = r.Seq
+	}
+	t.Logf("%d requests: all answered after %v", len(calls), time.Since(start))
+	w.quiet(c)
+}
+
+// Both responses are protected as the session demands. The client verifies every signature.
+func TestWireProtected(t *testing.T) {
+	for _, o := range []smb2.Options{
+		{Dialect: smb2.Dialect210, Sign: true},
+		{Dialect: smb2.Dialect300, Sign: true},
+		{Dialect: smb2.Dialect311, Sign: true},
+		{Dialect: smb2.Dialect311, Encrypt: true},
+	} {
+		name := o.Dialect.String() + "-sign"
+		if o.Encrypt {
+			name = o.Dialect.String() + "-encrypt"
+		}
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			c, tree := w.connect(o)
+			f := w.open(tree, "")
+			check := func(interim, final *smb2.Response) {
+				t.Helper()
+				if o.Encrypt && (!interim.Encrypted || !final.Encrypted) {
+					t.Errorf("%v: interim encrypted %v, final %v", final.Status, interim.Encrypted, final.Encrypted)
+				}
+				// MS-SMB2 3.3.4.1.1 leaves an interim response unsigned.
+				if o.Sign && !final.Signed {
+					t.Errorf("final response %v is not signed", final.Status)
+				}
+			}
+
+			call, interim := w.park(f, wireNames())
+			w.touch("file")
+			check(interim, w.told(call, "ADDED file"))
+
+			call, interim = w.park(f, wireNames())
+			w.ok(call.Cancel(w.ctx))
+			check(interim, w.ends(call, smb2.StatusCancelled))
+
+			call, interim = w.park(f, wireNames())
+			w.ok(f.Close(w.ctx))
+			check(interim, w.ends(call, smb2.StatusNotifyCleanup))
+
+			notify := tree.Related().NotifyRequest(wireNames())
+			notify.Related = true
+			calls, err := c.Send(w.ctx, tree.CreateRequest(smb2.CreateParams{
+				Name: w.name, Access: wireRead, Disposition: smb2.DispositionOpen,
+			}), notify)
+			w.ok(err)
+			created := w.ends(calls[0], smb2.StatusSuccess)
+			interim = w.pending(calls[1])
+			check(created, created)
+			w.touch("compound")
+			check(interim, w.told(calls[1], "ADDED compound"))
+
+			data := w.createFile(tree, "data")
+			w.ok(data.Write(w.ctx, 0, []byte("hello")))
+			got, err := data.Read(w.ctx, 0, 10)
+			w.ok(err)
+			if string(got) != "hello" {
+				t.Errorf("read %q", got)
+			}
+		})
+	}
+}
+
+// Two handles on one directory know nothing of each other.
+func TestWireTwoHandles(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	a, b := w.open(tree, ""), w.open(tree, "")
+	callA, _ := w.park(a, wireNames())
+	callB, _ := w.park(b, wireNames())
+	w.touch("f1")
+	w.told(callA, "ADDED f1")
+	w.told(callB, "ADDED f1")
+
+	callA, _ = w.park(a, wireNames())
+	w.touch("f2")
+	w.told(callA, "ADDED f2")
+	callA, _ = w.park(a, wireNames())
+	w.touch("f3")
+	w.told(callA, "ADDED f3")
+	w.told(w.send(b, wireNames()), "ADDED f2", "ADDED f3")
+
+	w.ok(a.Close(w.ctx))
+	callB, _ = w.park(b, wireNames())
+	w.touch("f4")
+	w.told(callB, "ADDED f4")
+	w.quiet(c)
+}

@@ -1,0 +1,49 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# fetch.sh SERIES DIR: the newest cloud kernel of SERIES that the distribution has, its headers and source, and ksmbd-tools.
+# They are unpacked and never installed: a kernel package would change the host, and ksmbd-tools conflicts with samba.
+#
+# Leaves in DIR: release (the kernel's release), dl/ (the packages), img/ (kernel and modules), hdr/ (headers and kbuild),
+# src/ (what ksmbd.ko is built from), tools/ (ksmbd-tools). KVER in the environment chooses another kernel release.
+set -euo pipefail
+
+here=$(dirname "$(realpath "$0")")
+series=$1
+mkdir -p "$2"
+dir=$(realpath "$2")
+die() { echo "fetch: $*" >&2; exit 1; }
+command -v apt-get >/dev/null || die "no apt-get here: the kernel's packages come from Debian"
+
+newest() { apt-cache pkgnames "linux-headers-$series." | sed -n 's/^linux-headers-\(.*-cloud-amd64\)$/\1/p' | sort -V | tail -1; }
+
+"$here/lists.sh" || [ -s "$dir/release" ] || exit 1
+kver=${KVER:-$(newest)}
+[ -n "$kver" ] || { [ -s "$dir/release" ] && exit 0; die "no linux-headers-$series.*-cloud-amd64 in this distribution"; }
+[ "$(cat "$dir/release" 2>/dev/null)" != "$kver" ] || exit 0
+
+base=${kver%-amd64}
+base=${base%-cloud}
+download() { apt-get -o APT::Sandbox::User=root download -q "$@" | grep -E '^(Get:|E:)' || return 1; }
+echo "fetch: kernel $kver, its headers and source, ksmbd-tools (about 200 MB)"
+rm -rf "$dir"
+mkdir -p "$dir/dl"
+cd "$dir/dl"
+all() {
+	download "linux-image-$kver" "linux-headers-$kver" "linux-headers-$base-common" "linux-kbuild-$base" ksmbd-tools &&
+		download "linux-source-$series=$(dpkg-deb -f "linux-image-${kver}"_*.deb Version)"
+}
+all || { "$here/lists.sh" now; all; } || die "the mirror does not have all of kernel $kver"
+
+cd ..
+echo "fetch: unpacking"
+dpkg-deb -x dl/linux-image-*.deb img
+for d in dl/linux-headers-*.deb dl/linux-kbuild-*.deb; do dpkg-deb -x "$d" hdr; done
+# The headers' Makefile names /usr/src; unpacked elsewhere they find each other as neighbours.
+sed -i 's#/usr/src/#../#' "hdr/usr/src/linux-headers-$kver/Makefile"
+dpkg-deb -x dl/ksmbd-tools_*.deb tools
+mkdir src
+dpkg-deb --fsys-tarfile dl/linux-source-*.deb | tar -xO "./usr/src/linux-source-$series.tar.xz" |
+	tar -xJ -C src --strip-components=1 --wildcards '*/fs/smb/server' '*/fs/smb/common' '*/fs/nls/nls_ucs2_*.h' \
+		'*/scripts/asn1_compiler.c' '*/include/linux/asn1*.h' \
+		'*/scripts/checkpatch.pl' '*/scripts/spelling.txt' '*/scripts/const_structs.checkpatch'
+echo "$kver" > release

@@ -1,0 +1,94 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# run.sh BUILD NAME SECONDS [FILE...] -- COMMAND...
+# Boots the guest, runs COMMAND there with every FILE in /rig, prints its output as it comes, and leaves in
+# BUILD/guest/out/NAME: test.log, console.log, dmesg.txt and what the command wrote to /out.
+# Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
+# With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM.
+set -euo pipefail
+
+build=$(realpath "$1")
+name=$2
+limit=$3
+shift 3
+out=$build/guest/out/$name
+tmp=$(mktemp -d "$build/guest/run.XXXXXX")
+pid=
+cleanup() {
+	[ -z "$pid" ] || kill "$pid" 2>/dev/null || true
+	rm -rf "$tmp"
+}
+trap cleanup EXIT
+trap 'exit 1' INT TERM
+die() { echo "guest: $name: $*" >&2; exit 1; }
+
+mkdir -p "$tmp/over/rig"
+chmod 755 "$tmp/over" "$tmp/over/rig" # this becomes the guest's root too
+while [ "$1" != -- ]; do
+	cp "$1" "$tmp/over/rig/"
+	shift
+done
+shift
+printf '%q ' exec "$@" > "$tmp/over/rig/job"
+args=(loglevel=5 panic=-1 oops=panic softlockup_panic=1 log_buf_len=4M "rig.timeout=$((limit - 30))")
+
+boot_qemu() {
+	{ cat "$build/guest/root.cpio"; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
+	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -smp 2 -m 2048 \
+		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
+		-device virtio-serial-pci \
+		-chardev "file,id=log,path=$out/test.log" -device virtserialport,chardev=log,name=log \
+		-chardev "file,id=res,path=$out/results.tar" -device virtserialport,chardev=res,name=results \
+		-kernel "$build"/linux/img/boot/vmlinuz-* -initrd "$tmp/initrd" \
+		-append "console=ttyS0 mitigations=off rdinit=/init ${args[*]}" < /dev/null > "$out/qemu.log" 2>&1 &
+	pid=$!
+}
+
+boot_uml() {
+	cp -r "$tmp/over/rig" "$out/rig"
+	TMPDIR=/dev/shm timeout -k 5 "$limit" "$UML/linux" mem=2G root=/dev/root rootfstype=hostfs "rootflags=$build/guest/root" ro \
+		init=/init con=null con0=null,fd:1 "rig.host=$out" "${args[@]}" < /dev/null > "$out/console.log" 2>&1 &
+	pid=$!
+}
+
+# boot: one attempt; shows the command's output while it runs.
+boot() {
+	rm -rf "$out"
+	mkdir -p "$out"
+	touch "$out/test.log"
+	if [ -n "${UML:-}" ]; then boot_uml; else boot_qemu; fi
+	tail -q -n +1 -F -s 0.2 --pid="$pid" "$out/test.log" 2>/dev/null
+	status=0
+	wait "$pid" || status=$?
+	pid=
+	[ ! -s "$out/results.tar" ] || tar xf "$out/results.tar" -C "$out" || true
+	rm -rf "$out/results.tar" "$out/rig"
+}
+
+start=$(date +%s)
+echo "guest: $name: booting"
+boot
+if ! grep -qs 'INIT: userspace' "$out/console.log" "$out/dmesg.txt"; then
+	echo "guest: $name: died before its init spoke; booting it once more"
+	boot
+fi
+
+complaints='WARNING:|BUG:|Oops|KASAN|UBSAN|INFO: task|refcount_t|general protection|list_(add|del) corruption'
+complaints+='|possible (circular|recursive) locking|inconsistent lock state|suspicious RCU|sleeping function called|Kernel panic|Call Trace'
+if grep -hsE -B2 -A30 "$complaints" "$out/dmesg.txt" > "$out/complaints" || grep -hsE -B2 -A30 "$complaints" "$out/console.log" > "$out/complaints"; then
+	head -60 "$out/complaints"
+	die "the kernel complained, see $out/complaints"
+fi
+if [ ! -s "$out/status" ]; then
+	tail -20 "$out/console.log" "$out"/qemu.log 2>/dev/null || true
+	[ "$status" = 124 ] && die "did not report in $limit s"
+	die "never reported (emulator's status $status)"
+fi
+job=$(cat "$out/status")
+case $job in
+0) ;;
+137 | 143) die "the command did not end in $((limit - 30)) s; see $out" ;;
+*) die "failed, status $job; see $out" ;;
+esac
+[ "$status" = 0 ] || die "the emulator failed, status $status; see $out"
+echo "guest: $name: done in $(($(date +%s) - start)) s"
