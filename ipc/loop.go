@@ -245,32 +245,42 @@ func (l *loop) watch(item genl.Item) {
 		path = "?" // only for people
 	}
 	dir := os.NewFile(uintptr(item.FD), path)
-	filter := Filter(item.Filter)
-	l.log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree,
-		"filter", filter, "buffer", item.BufferLength, "rescan", item.Rescan)
-
-	if w := l.watches[item.WatchID]; w != nil {
+	w := l.watches[item.WatchID]
+	known := w != nil
+	if known {
 		dir.Close()
-		l.lose(w, "ksmbd asks for a rescan")
-		return
+	} else {
+		w, err = l.arm(item, dir)
 	}
+	// Not before: whoever asked may be changing things already.
+	l.log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree,
+		"filter", Filter(item.Filter), "buffer", item.BufferLength, "rescan", item.Rescan)
+	switch {
+	case known:
+		l.lose(w, "ksmbd asks for a rescan")
+	case err != nil:
+		l.log.Warn("directory cannot be watched", "watch", item.WatchID, "path", path, "err", err)
+		errno := unix.EIO
+		errors.As(err, &errno)
+		l.refuse(item.WatchID, errno)
+	default:
+		l.watches[w.id] = w
+	}
+}
+
+// arm makes a watch of an item and has dir watched for it.
+func (l *loop) arm(item genl.Item, dir *os.File) (*watch, error) {
 	w := &watch{
 		id:     item.WatchID,
-		filter: filter,
+		filter: Filter(item.Filter),
 		queue:  queue{limit: int(item.BufferLength), budget: &l.budget},
 	}
 	if item.Rescan {
 		w.queue.overflow()
 	}
-	w.mark, err = l.group.Watch(dir, item.Tree, filter.ops(), func(c fanotify.Change) { l.changed(w, c) })
-	if err != nil {
-		l.log.Warn("directory cannot be watched", "watch", w.id, "path", path, "err", err)
-		errno := unix.EIO
-		errors.As(err, &errno)
-		l.refuse(w.id, errno)
-		return
-	}
-	l.watches[w.id] = w
+	var err error
+	w.mark, err = l.group.Watch(dir, item.Tree, w.filter.ops(), func(c fanotify.Change) { l.changed(w, c) })
+	return w, err
 }
 
 // refuse ends a watch in ksmbd, with all its requests.
