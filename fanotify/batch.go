@@ -141,7 +141,7 @@ func (fs *filesystem) entry(e *event) {
 	if len(s.hits) > 0 && !(ops&(Create|Delete) == 0 && fs.unlinked(dir, name)) {
 		for _, b := range opBits {
 			if ops&b.op != 0 {
-				s.tell(Change{Op: b.op, Dir: isDir})
+				s.tell(Change{Op: b.op, Dir: isDir, Parent: dir.handle})
 			}
 		}
 		if ops&(Create|Delete) != 0 {
@@ -198,7 +198,7 @@ func (fs *filesystem) self(e *event) {
 	}
 	for _, b := range opBits {
 		if err == nil && ops&b.op != 0 {
-			s.tell(Change{Op: b.op, Dir: true})
+			s.tell(Change{Op: b.op, Dir: true, Parent: n.parent.handle})
 		}
 	}
 }
@@ -266,10 +266,10 @@ func (fs *filesystem) tellRename(from *node, old []byte, to *node, new []byte, m
 		for _, w := range at.node.watches {
 			c := Change{Op: Rename, Dir: isDir}
 			if o != nil {
-				c.OldName = o.nameFor(w)
+				c.OldName, c.OldParent = o.nameFor(w), from.handle
 			}
 			if n != nil {
-				c.Name = n.nameFor(w)
+				c.Name, c.Parent = n.nameFor(w), to.handle
 			}
 			if c.OldName != nil || c.Name != nil {
 				w.tell(c)

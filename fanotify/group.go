@@ -49,10 +49,14 @@ const (
 // Name and OldName are relative to the watched directory, with '/' between
 // components, and valid only during the callback. A Rename has both, or no
 // OldName when the name was moved in, or no Name when it was moved out.
+//
+// Parent and OldParent are the directories that Name and OldName are in, as the
+// bytes of a struct file_handle, see open_by_handle_at(2).
 type Change struct {
-	Op            Op
-	Dir           bool // the name stands for a directory
-	Name, OldName []byte
+	Op                Op
+	Dir               bool // the name stands for a directory
+	Name, OldName     []byte
+	Parent, OldParent string
 }
 
 const (

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +110,51 @@ func TestWait(t *testing.T) {
 
 // A thousand watchers of a directory, some of its tree: one mark of each
 // kind, one fd, and one decoding.
+// A change names the directory that it was in by its handle.
+func TestParent(t *testing.T) {
+	g := openTest(t)
+	root := t.TempDir()
+	for _, dir := range []string{"a", "b"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	handleOf := func(dir string) string {
+		h, _, err := handleAt(unix.AT_FDCWD, filepath.Join(root, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(h)
+	}
+	dir, err := os.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []Change
+	if _, err := g.Watch(dir, true, allOps, func(c Change) { told = append(told, c) }); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, filepath.Join(root, "a/f"))
+	if err := os.Rename(filepath.Join(root, "a/f"), filepath.Join(root, "b/f")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(root, "b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	for _, want := range []Change{
+		{Op: Create, Parent: handleOf("a")},
+		{Op: Rename, OldParent: handleOf("a"), Parent: handleOf("b")},
+		{Op: Attrib, Parent: handleOf(".")},
+	} {
+		if !slices.ContainsFunc(told, func(c Change) bool {
+			return c.Op == want.Op && c.Parent == want.Parent && c.OldParent == want.OldParent
+		}) {
+			t.Errorf("not told of %v from %x to %x", want.Op, want.OldParent, want.Parent)
+		}
+	}
+}
+
 func TestThousandWatchers(t *testing.T) {
 	dir := mountTest(t, "tmpfs")
 	g := openTest(t)

@@ -94,7 +94,7 @@ func (fs *filesystem) settleName(l *look, d *doubt) {
 	if err := s.find(fs, d.dir, d.name); err != nil {
 		fs.lost(op, false)
 	}
-	s.tell(Change{Op: op, Dir: isDir || !present && d.isDir})
+	s.tell(Change{Op: op, Dir: isDir || !present && d.isDir, Parent: d.dir.handle})
 }
 
 // A look is a directory held open to look at names in it.

@@ -77,8 +77,9 @@ const (
 
 // Attributes of a record within complete.
 const (
-	ARecordAction = 1
-	ARecordName   = 2
+	ARecordAction    = 1
+	ARecordName      = 2
+	ARecordDirectory = 3
 )
 
 // Commands.

@@ -45,8 +45,9 @@ type Armed struct {
 
 // Record is one change record.
 type Record struct {
-	Action Action
-	Name   string // relative to the watched directory, bytes as the filesystem has them
+	Action    Action
+	Name      string // relative to the watched directory, bytes as the filesystem has them
+	Directory string // with a "/" in Name: the directory that it is in, a struct file_handle
 }
 
 // Complete ends a request, with records or with a status.
@@ -209,16 +210,29 @@ func (m Complete) Encode() ([]byte, error) {
 		ae.Uint32(ACompleteStatus, uint32(m.Status))
 	}
 	for _, r := range m.Records {
-		if !ValidName(r.Name) {
-			return nil, fmt.Errorf("complete: invalid name %.100q", r.Name)
+		if err := r.check(); err != nil {
+			return nil, fmt.Errorf("complete: %w", err)
 		}
 		ae.Nested(ACompleteRecord, func(ae *netlink.AttributeEncoder) error {
 			ae.Uint32(ARecordAction, uint32(r.Action))
 			ae.Bytes(ARecordName, []byte(r.Name))
+			if r.Directory != "" {
+				ae.Bytes(ARecordDirectory, []byte(r.Directory))
+			}
 			return nil
 		})
 	}
 	return ae.Encode()
+}
+
+func (r Record) check() error {
+	if !ValidName(r.Name) {
+		return fmt.Errorf("invalid name %.100q", r.Name)
+	}
+	if strings.Contains(r.Name, "/") != (r.Directory != "") {
+		return fmt.Errorf("name %.100q and directory % x do not go together", r.Name, r.Directory)
+	}
+	return nil
 }
 
 // ValidName reports whether a record can carry the name.
@@ -260,10 +274,14 @@ func decodeRecord(b []byte) (Record, error) {
 			r.Action = Action(ad.Uint32())
 		case ARecordName:
 			r.Name = string(ad.Bytes())
+		case ARecordDirectory:
+			r.Directory = string(ad.Bytes())
 		}
 	})
-	if err == nil && !ValidName(r.Name) {
-		err = fmt.Errorf("%w: invalid name %.100q", ErrMalformed, r.Name)
+	if err == nil {
+		if err = r.check(); err != nil {
+			err = fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
 	}
 	return r, err
 }

@@ -32,10 +32,10 @@ var items = []Item{
 var completes = []Complete{
 	{RequestID: 1, Status: StatusEnumDir},
 	{RequestID: 1, Status: StatusDeletePending},
-	{RequestID: 1 << 63, Records: []Record{{ActionAdded, "a"}}},
+	{RequestID: 1 << 63, Records: []Record{{Action: ActionAdded, Name: "a"}}},
 	{RequestID: 2, Records: []Record{
-		{ActionRenamedOldName, "d/" + strings.Repeat("x", MaxName-2)},
-		{ActionRenamedNewName, "\xff\xfe not UTF-8 \u65e5\u672c"},
+		{ActionRenamedOldName, "d/" + strings.Repeat("x", MaxName-2), "\x04\x00\x00\x00\x01\x00\x00\x00inode"},
+		{ActionRenamedNewName, "\xff\xfe not UTF-8 \u65e5\u672c", ""},
 	}},
 }
 
@@ -80,7 +80,7 @@ func TestEncodeBytes(t *testing.T) {
 		attr(12, 2, ne(9), ne(0)), // request-id
 		attr(20, 4|0x8000, attr(8, 1, ne(1)), attr(6, 2, []byte("ab\x00\x00"))),
 	}, nil)
-	got := encode(t, Complete{RequestID: 9, Records: []Record{{ActionAdded, "ab"}}})
+	got := encode(t, Complete{RequestID: 9, Records: []Record{{Action: ActionAdded, Name: "ab"}}})
 	if !bytes.Equal(got, want) {
 		t.Errorf("got  %x\nwant %x", got, want)
 	}
@@ -89,7 +89,7 @@ func TestEncodeBytes(t *testing.T) {
 func TestCompleteOf4MiB(t *testing.T) {
 	want := Complete{RequestID: 1}
 	for size := 0; size < 4<<20; size += MaxName {
-		want.Records = append(want.Records, Record{ActionModified, strings.Repeat("n", MaxName)})
+		want.Records = append(want.Records, Record{Action: ActionModified, Name: strings.Repeat("n", MaxName)})
 	}
 	b := encode(t, want)
 	if len(b) < 4<<20 {
@@ -102,7 +102,7 @@ func TestCompleteOf4MiB(t *testing.T) {
 
 func TestEncodeInvalidName(t *testing.T) {
 	for _, name := range []string{"", "a\x00b", strings.Repeat("x", MaxName+1), strings.Repeat("x", 1<<17)} {
-		m := Complete{RequestID: 1, Records: []Record{{ActionAdded, name}}}
+		m := Complete{RequestID: 1, Records: []Record{{Action: ActionAdded, Name: name}}}
 		if _, err := m.Encode(); err == nil {
 			t.Errorf("name of %d bytes was encoded", len(name))
 		}
@@ -200,7 +200,7 @@ func TestDecodeUnknownAttribute(t *testing.T) {
 func TestDecodeCompleteMalformed(t *testing.T) {
 	for _, m := range []Complete{
 		{RequestID: 1},
-		{RequestID: 1, Status: StatusEnumDir, Records: []Record{{ActionAdded, "a"}}},
+		{RequestID: 1, Status: StatusEnumDir, Records: []Record{{Action: ActionAdded, Name: "a"}}},
 	} {
 		if _, err := DecodeComplete(encode(t, m)); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%+v: error %v", m, err)

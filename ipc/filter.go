@@ -119,41 +119,52 @@ func (f Filter) records(c fanotify.Change) []genl.Record {
 	passes := f&nameBit != 0
 	switch c.Op {
 	case fanotify.Create:
-		return when(passes, genl.ActionAdded, c.Name)
+		return when(passes, now(genl.ActionAdded, c))
 	case fanotify.Delete:
-		return when(passes, genl.ActionRemoved, c.Name)
+		return when(passes, now(genl.ActionRemoved, c))
 	case fanotify.Modify:
-		return when(f&byModify != 0, genl.ActionModified, c.Name)
+		return when(f&byModify != 0, now(genl.ActionModified, c))
 	case fanotify.Attrib:
-		return when(f&byAttrib != 0, genl.ActionModified, c.Name)
+		return when(f&byAttrib != 0, now(genl.ActionModified, c))
 	case fanotify.Access:
-		return when(f&byAccess != 0, genl.ActionModified, c.Name)
+		return when(f&byAccess != 0, now(genl.ActionModified, c))
 	case fanotify.Rename:
 		switch {
 		case c.OldName == nil:
-			return when(passes, genl.ActionAdded, c.Name)
+			return when(passes, now(genl.ActionAdded, c))
 		case c.Name == nil:
-			return when(passes, genl.ActionRemoved, c.OldName)
+			return when(passes, before(genl.ActionRemoved, c))
 		case !passes:
-			return when(!c.Dir && f&byRename != 0, genl.ActionModified, c.Name)
+			return when(!c.Dir && f&byRename != 0, now(genl.ActionModified, c))
 		case bytes.Equal(parent(c.OldName), parent(c.Name)):
-			return pair(genl.ActionRenamedOldName, c.OldName, genl.ActionRenamedNewName, c.Name)
+			return []genl.Record{before(genl.ActionRenamedOldName, c), now(genl.ActionRenamedNewName, c)}
 		default:
-			return pair(genl.ActionRemoved, c.OldName, genl.ActionAdded, c.Name)
+			return []genl.Record{before(genl.ActionRemoved, c), now(genl.ActionAdded, c)}
 		}
 	}
 	return nil
 }
 
-func when(passes bool, action genl.Action, name []byte) []genl.Record {
+func when(passes bool, r genl.Record) []genl.Record {
 	if !passes {
 		return nil
 	}
-	return []genl.Record{{Action: action, Name: string(name)}}
+	return []genl.Record{r}
 }
 
-func pair(a1 genl.Action, name1 []byte, a2 genl.Action, name2 []byte) []genl.Record {
-	return []genl.Record{{Action: a1, Name: string(name1)}, {Action: a2, Name: string(name2)}}
+// now and before return records of the new and the old name in a change.
+func now(action genl.Action, c fanotify.Change) genl.Record { return record(action, c.Name, c.Parent) }
+
+func before(action genl.Action, c fanotify.Change) genl.Record {
+	return record(action, c.OldName, c.OldParent)
+}
+
+// record leaves out the watched directory itself: who watches it may list it.
+func record(action genl.Action, name []byte, dir string) genl.Record {
+	if len(parent(name)) == 0 {
+		dir = ""
+	}
+	return genl.Record{Action: action, Name: string(name), Directory: dir}
 }
 
 // parent returns what comes before the last component of a name.

@@ -125,3 +125,32 @@ func TestFilterNames(t *testing.T) {
 		}
 	}
 }
+
+// A name below comes with the directory that it is in, a name in the watched
+// directory without.
+func TestDirectories(t *testing.T) {
+	rename := func(old, name string) fanotify.Change {
+		return fanotify.Change{Op: fanotify.Rename, OldName: []byte(old), OldParent: "from", Name: []byte(name), Parent: "to"}
+	}
+	for _, test := range []struct {
+		change fanotify.Change
+		want   []string
+	}{
+		{fanotify.Change{Op: fanotify.Create, Name: []byte("a"), Parent: "to"}, []string{""}},
+		{fanotify.Change{Op: fanotify.Create, Name: []byte("d/a"), Parent: "to"}, []string{"to"}},
+		{fanotify.Change{Op: fanotify.Rename, OldName: []byte("d/a"), OldParent: "from"}, []string{"from"}},
+		{rename("d/a", "d/b"), []string{"from", "to"}},
+		{rename("a", "d/a"), []string{"", "to"}},
+		{rename("d/a", "a"), []string{"from", ""}},
+	} {
+		records := All.records(test.change)
+		if len(records) != len(test.want) {
+			t.Fatalf("%q: records %v", test.change.Name, records)
+		}
+		for i, r := range records {
+			if r.Directory != test.want[i] {
+				t.Errorf("%v %q comes with directory %q, want %q", r.Action, r.Name, r.Directory, test.want[i])
+			}
+		}
+	}
+}

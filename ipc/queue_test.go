@@ -83,7 +83,7 @@ func TestPairIsAtomic(t *testing.T) {
 	for limit := range 64 {
 		q := queue{limit: limit, budget: &b}
 		q.push(added("a"))
-		q.push(pair(genl.ActionRenamedOldName, []byte("b"), genl.ActionRenamedNewName, []byte("c")))
+		q.push([]genl.Record{{Action: genl.ActionRenamedOldName, Name: "b"}, {Action: genl.ActionRenamedNewName, Name: "c"}})
 		whole := limit >= 46
 		if whole != (len(q.records) == 3) || whole == q.lost {
 			t.Errorf("limit %d: %+v", limit, q)

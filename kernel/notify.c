@@ -15,6 +15,7 @@
  * ksmbd_notify_conn.pending.
  */
 
+#include <linux/exportfs.h>
 #include <linux/fs.h>
 #include <linux/hashtable.h>
 #include <linux/mount.h>
@@ -27,12 +28,16 @@
 #include "connection.h"
 #include "ksmbd_work.h"
 #include "mgmt/ksmbd_ida.h"
+#include "mgmt/share_config.h"
+#include "mgmt/tree_connect.h"
+#include "mgmt/user_config.h"
 #include "mgmt/user_session.h"
 #include "ndr.h"
 #include "notify.h"
 #include "notify_uapi.h"
 #include "server.h"
 #include "smb_common.h"
+#include "smbacl.h"
 #include "../common/smb2status.h"
 #include "unicode.h"
 #include "vfs_cache.h"
@@ -87,7 +92,12 @@ struct ksmbd_notify_request {
 	u32			limit;
 	u32			length;
 	struct notify_information *last;
-	__le32			status;
+	struct file		*dir;		/* the watched directory, once claimed */
+	const struct file_handle *listed;	/* what may_list() has looked at last */
+	bool			may_list;	/* and what it has found */
+	bool			old_withheld;	/* the last record, an old name */
+	bool			lost;		/* a record is missing */
+	__le32			status;		/* if not done, how to end unclaimed */
 	bool			held;		/* by work->notify_held of some work */
 	bool			offered;	/* to the daemon, after the first hold */
 	bool			known;		/* the daemon has got it */
@@ -235,17 +245,10 @@ static bool request_take(struct ksmbd_notify_request *req)
 	return true;
 }
 
-/*
- * Ends @req without the daemon. Only a cancelled request still waits until
- * the daemon has handled it, so that the watch is armed by the time the client
- * learns of its end; the other ends end the watch as well.
- */
-static void request_end(struct ksmbd_notify_request *req, __le32 status)
+static void request_finish(struct ksmbd_notify_request *req, __le32 status)
 {
 	lockdep_assert_held(&notify_lock);
 
-	if (!request_take(req))
-		return;
 	req->status = status;
 	req->done = true;
 	if (status != STATUS_CANCELLED)
@@ -258,6 +261,22 @@ static void request_end(struct ksmbd_notify_request *req, __le32 status)
 		item_queue(&req->item, KSMBD_NOTIFY_ITEM_TYPE_CANCEL);
 	}
 	request_send(req);
+}
+
+/*
+ * Ends @req without the daemon. Only a cancelled request still waits until
+ * the daemon has handled it, so that the watch is armed by the time the client
+ * learns of its end; the other ends end the watch as well. A request that the
+ * daemon has claimed is the daemon's, but may come back.
+ */
+static void request_end(struct ksmbd_notify_request *req, __le32 status)
+{
+	lockdep_assert_held(&notify_lock);
+
+	if (request_take(req))
+		request_finish(req, status);
+	else if (!req->done && !req->status)
+		req->status = status;
 }
 
 /* Ends a watch; its requests end with @status, held by @work if there is one. */
@@ -363,6 +382,7 @@ static void request_free(struct ksmbd_notify_request *req)
 	conn->notify.pending--;
 	spin_unlock(&conn->request_lock);
 
+	ksmbd_tree_connect_put(work->tcon);
 	ksmbd_user_session_put(work->sess);
 	ksmbd_free_work_struct(work);
 	kvfree(req->response);
@@ -540,6 +560,9 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 	ksmbd_conn_r_count_inc(conn);
 	ksmbd_user_session_get(work->sess);
 	req->work->sess = work->sess;
+	/* For the share's configuration; work itself holds another. */
+	atomic_inc(&work->tcon->refcount);
+	req->work->tcon = work->tcon;
 	list_add_tail(&req->work->async_request_entry, &conn->async_requests);
 
 	if (!fp->notify) {
@@ -1170,9 +1193,11 @@ out:
  * @id:		request id
  * @size:	bytes that ksmbd_notify_add() may need in all
  *
- * Return:	the request, which now only ksmbd_notify_complete() can end, or
- *		an ERR_PTR: -EPERM if @daemon is not registered, -ENOENT if the
- *		request is gone, -ENOMEM
+ * Until ksmbd_notify_complete() the caller has the identity of the request's
+ * user, and nobody else can end the request.
+ *
+ * Return:	the request or an ERR_PTR: -EPERM if @daemon is not registered,
+ *		-ENOENT if the request is gone, -ENOMEM
  */
 struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 id,
 						size_t size)
@@ -1200,13 +1225,96 @@ struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 id,
 		request_set_handled(req);
 		req->watch->promised = true;
 		req->response = response;
+		req->dir = get_file(req->watch->dir);
 		response = NULL;
 		break;
 	}
 out:
 	spin_unlock(&notify_lock);
 	kvfree(response);
+	/* Without an identity to check, nothing can be told. */
+	if (!IS_ERR(found) && ksmbd_override_fsids(found->work))
+		found->lost = true;
 	return found;
+}
+
+static bool is_vetoed(struct ksmbd_notify_request *req, const char *name,
+		      int len)
+{
+	struct ksmbd_share_config *share = req->work->tcon->share_conf;
+	char *copy, *rest, *component;
+	bool vetoed = false;
+
+	if (list_empty(&share->veto_list))
+		return false;
+	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	if (!copy) {
+		req->lost = true;
+		return true;
+	}
+	rest = copy;
+	while (!vetoed && (component = strsep(&rest, "/")))
+		vetoed = ksmbd_share_veto_filename(share, component);
+	kfree(copy);
+	return vetoed;
+}
+
+static int any_dentry(void *context, struct dentry *dentry)
+{
+	return 1;
+}
+
+/*
+ * Whether the user may list the directory @fh and get there from the watched
+ * one. A directory that is not below that any more may not be listed either:
+ * that it has gone is, or will be, a record of its own.
+ */
+static bool may_list(struct ksmbd_notify_request *req,
+		     const struct file_handle *fh)
+{
+	struct ksmbd_work *work = req->work;
+	struct path path = { .mnt = req->dir->f_path.mnt };
+	struct mnt_idmap *idmap = mnt_idmap(path.mnt);
+	int mask = MAY_READ | MAY_EXEC;
+	struct dentry *dentry, *parent;
+	__le32 daccess = FILE_LIST_DIRECTORY_LE;
+	bool may = true;
+
+	path.dentry = exportfs_decode_fh(path.mnt, (struct fid *)fh->f_handle,
+					 fh->handle_bytes >> 2,
+					 fh->handle_type, any_dentry, NULL);
+	if (IS_ERR_OR_NULL(path.dentry))
+		return false;
+
+	for (dentry = dget(path.dentry);
+	     may && dentry != req->dir->f_path.dentry; dentry = parent) {
+		may = !IS_ROOT(dentry) && !d_unhashed(dentry) &&
+		      !inode_permission(idmap, d_inode(dentry), mask);
+		mask = MAY_EXEC;
+		parent = dget_parent(dentry);
+		dput(dentry);
+	}
+	dput(dentry);
+	if (may && test_share_config_flag(work->tcon->share_conf,
+					  KSMBD_SHARE_FLAG_ACL_XATTR))
+		may = !smb_check_perm_dacl(work->conn, &path, &daccess, daccess,
+					   work->sess->user->uid);
+	dput(path.dentry);
+	return may;
+}
+
+static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
+		    const struct file_handle *fh)
+{
+	if (is_vetoed(req, name, len))
+		return false;
+	if (!fh)
+		return true;
+	if (!req->listed || req->listed->handle_bytes != fh->handle_bytes ||
+	    memcmp(req->listed, fh, sizeof(*fh) + fh->handle_bytes))
+		req->may_list = may_list(req, fh);
+	req->listed = fh;
+	return req->may_list;
 }
 
 /**
@@ -1215,14 +1323,35 @@ out:
  * @action:	enum ksmbd_notify_action
  * @name:	name relative to the watched directory
  * @len:	its length in bytes
+ * @fh:		the directory that the name is in, or NULL for the watched one;
+ *		must stay until the request is completed
+ *
+ * What the user may not see is withheld.
  */
 void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
-		      const char *name, int len)
+		      const char *name, int len, const struct file_handle *fh)
 {
 	struct smb2_change_notify_rsp *rsp = smb_get_msg(req->response);
 	u32 off = ALIGN(req->length, 4);
 	struct notify_information *info = (void *)(rsp->Buffer + off);
+	bool old_withheld = req->old_withheld;
 	int i, units;
+
+	if (req->lost)
+		return;
+	if (!may_see(req, name, len, fh)) {
+		/* Of a rename, the half that is told stands alone. */
+		req->old_withheld =
+			action == KSMBD_NOTIFY_ACTION_RENAMED_OLD_NAME;
+		if (action == KSMBD_NOTIFY_ACTION_RENAMED_NEW_NAME &&
+		    req->last && !old_withheld)
+			req->last->action =
+				cpu_to_le32(KSMBD_NOTIFY_ACTION_REMOVED);
+		return;
+	}
+	if (action == KSMBD_NOTIFY_ACTION_RENAMED_NEW_NAME && old_withheld)
+		action = KSMBD_NOTIFY_ACTION_ADDED;
+	req->old_withheld = false;
 
 	if (req->last)
 		req->last->next = cpu_to_le32((u8 *)info - (u8 *)req->last);
@@ -1240,25 +1369,61 @@ void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
 	req->length = off + sizeof(*info) + units * sizeof(__le16);
 }
 
+/* All records were withheld: @req goes on as if they had never been. */
+static void request_unclaim(struct ksmbd_notify_request *req)
+{
+	struct notify_watch *watch = req->watch;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (!watch->fp || req->status) {
+		request_finish(req, req->status ?: STATUS_NOTIFY_CLEANUP);
+		return;
+	}
+	kvfree(req->response);
+	req->response = NULL;
+	req->listed = NULL;
+	req->taken = false;
+	list_add(&req->entry, &watch->requests);
+	hash_add(notify_requests, &req->hash, req->item.id);
+	request_send(req);
+}
+
 /**
  * ksmbd_notify_complete() - end a claimed request
  * @req:	the request
  * @status:	0 for records, or enum ksmbd_notify_status
+ *
+ * Return:	0, or -ENODATA if all records were withheld and the request
+ *		still pends
  */
-void ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
+int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
 {
 	__le32 nt_status = STATUS_SUCCESS;
+	int err = 0;
+
+	if (req->work->saved_cred)
+		ksmbd_revert_fsids(req->work);
+	fput(req->dir);
+	req->dir = NULL;
 
 	if (status == KSMBD_NOTIFY_STATUS_DELETE_PENDING)
 		nt_status = STATUS_DELETE_PENDING;
-	else if (status || req->length > req->limit)
+	else if (status || req->lost || req->length > req->limit)
 		nt_status = STATUS_NOTIFY_ENUM_DIR;
+	else if (!req->length)
+		err = -ENODATA;
 
 	spin_lock(&notify_lock);
-	req->status = nt_status;
-	req->done = true;
-	request_send(req);
+	if (err) {
+		request_unclaim(req);
+	} else {
+		req->status = nt_status;
+		req->done = true;
+		request_send(req);
+	}
 	spin_unlock(&notify_lock);
+	return err;
 }
 
 int ksmbd_notify_init(void)

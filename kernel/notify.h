@@ -16,6 +16,7 @@
 #include <linux/workqueue.h>
 
 struct file;
+struct file_handle;
 struct smb2_hdr;
 struct xattr_dos_attrib;
 struct mnt_idmap;
@@ -85,8 +86,8 @@ int ksmbd_notify_armed(u32 daemon, u64 watch, int err);
 struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 request,
 						size_t size);
 void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
-		      const char *name, int len);
-void ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status);
+		      const char *name, int len, const struct file_handle *fh);
+int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status);
 
 #define KSMBD_NOTIFY_ACK_TIMEOUT	2000	/* milliseconds */
 

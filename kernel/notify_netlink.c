@@ -9,6 +9,7 @@
  */
 
 #include <linux/cred.h>
+#include <linux/exportfs.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <net/genetlink.h>
@@ -173,12 +174,23 @@ notify_record_policy[KSMBD_NOTIFY_A_RECORD_MAX + 1] = {
 				 KSMBD_NOTIFY_ACTION_RENAMED_NEW_NAME),
 	[KSMBD_NOTIFY_A_RECORD_NAME] =
 		NLA_POLICY_RANGE(NLA_BINARY, 1, PATH_MAX - 1),
+	[KSMBD_NOTIFY_A_RECORD_DIRECTORY] =
+		NLA_POLICY_RANGE(NLA_BINARY, sizeof(struct file_handle),
+				 sizeof(struct file_handle) + MAX_HANDLE_SZ),
 };
 
-/* The two attributes of a change record, both present and well formed. */
+static const struct file_handle *notify_handle(struct nlattr **tb)
+{
+	const struct nlattr *attr = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
+
+	return attr ? nla_data(attr) : NULL;
+}
+
+/* The attributes of a change record, all there and well formed. */
 static int notify_record(const struct nlattr *attr, struct genl_info *info,
 			 struct nlattr **tb)
 {
+	const struct file_handle *fh;
 	const struct nlattr *name;
 	int err;
 
@@ -191,6 +203,14 @@ static int notify_record(const struct nlattr *attr, struct genl_info *info,
 	    memchr(nla_data(name), 0, nla_len(name))) {
 		NL_SET_ERR_MSG_ATTR(info->extack, attr,
 				    "a record needs an action and a name");
+		return -EINVAL;
+	}
+	fh = notify_handle(tb);
+	if (!fh != !memchr(nla_data(name), '/', nla_len(name)) ||
+	    (fh && nla_len(tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY]) !=
+		   sizeof(*fh) + fh->handle_bytes)) {
+		NL_SET_ERR_MSG_ATTR(info->extack, attr,
+				    "a name below needs its directory's handle");
 		return -EINVAL;
 	}
 	return 0;
@@ -238,10 +258,10 @@ static int notify_complete_doit(struct sk_buff *skb, struct genl_info *info)
 			continue;
 		name = tb[KSMBD_NOTIFY_A_RECORD_NAME];
 		action = nla_get_u32(tb[KSMBD_NOTIFY_A_RECORD_ACTION]);
-		ksmbd_notify_add(req, action, nla_data(name), nla_len(name));
+		ksmbd_notify_add(req, action, nla_data(name), nla_len(name),
+				 notify_handle(tb));
 	}
-	ksmbd_notify_complete(req, status);
-	return 0;
+	return ksmbd_notify_complete(req, status);
 }
 
 static const struct nla_policy

@@ -5,7 +5,9 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -218,6 +220,22 @@ func withoutCapabilities(t *testing.T, f func()) {
 	}
 }
 
+// stopped says whether every thread of a process is stopped.
+func stopped(pid int) error {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if err != nil {
+			return err
+		}
+		// The name, in parentheses, may have anything in it.
+		if !bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" T")) {
+			return fmt.Errorf("running still: %s", stat)
+		}
+	}
+	return err
+}
+
 // TestStuckDaemon: a daemon that does nothing holds up PENDING for a bounded time only, and what it has missed then
 // is told as a directory to be listed anew.
 func TestStuckDaemon(t *testing.T) {
@@ -227,19 +245,14 @@ func TestStuckDaemon(t *testing.T) {
 	armed, fresh := w.open(tree, ""), w.open(tree, "")
 	first, _ := w.park(armed, wireNames()) // the daemon is known to serve
 
-	stop := func(sig syscall.Signal) {
-		if err := server.notifyd.cmd.Process.Signal(sig); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stop(syscall.SIGSTOP)
-	defer server.notifyd.cmd.Process.Signal(syscall.SIGCONT)
+	daemon := server.notifyd.cmd.Process
+	w.ok(daemon.Signal(syscall.SIGSTOP))
+	defer daemon.Signal(syscall.SIGCONT)
+	w.ok(until(long, func() error { return stopped(daemon.Pid) }))
 	second, _ := w.park(fresh, wireNames())
 	third, _ := w.park(fresh, wireNames())
-	if err := os.WriteFile(filepath.Join(w.dir, "f"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	stop(syscall.SIGCONT)
+	w.touch("f")
+	w.ok(daemon.Signal(syscall.SIGCONT))
 
 	w.told(first, "ADDED f")
 	w.ends(second, smb2.StatusNotifyEnumDir)

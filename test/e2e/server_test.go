@@ -44,6 +44,7 @@ const ksmbdConf = `[global]
 	read only = no
 	create mask = 0777
 	directory mask = 0777
+	veto files = /vetoed-*/
 `
 
 // long bounds every wait for something that takes a second under emulation.

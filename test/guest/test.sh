@@ -15,7 +15,9 @@ skip='^$'
 if [ -n "${UML:-}" ]; then
 	name=debug-$FS
 	ours=$UML/ksmbd.ko
-	skip=TestModuleReload # KASAN in user-mode Linux does not forget where a module was, and complains of the next one there
+	# KASAN in user-mode Linux does not forget where a module was, and complains of the next one there. The regression
+	# suites meet a bug of the stock module: it pads a READ at the end of a compound beyond its buffer.
+	skip='TestModuleReload|TestRegression'
 fi
 
 if [ ! -s "$stock" ]; then
