@@ -19,6 +19,7 @@
 #include <linux/fs.h>
 #include <linux/hashtable.h>
 #include <linux/mount.h>
+#include <linux/namei.h>
 #include <linux/refcount.h>
 #include <linux/slab.h>
 #include <linux/unaligned.h>
@@ -94,7 +95,7 @@ struct ksmbd_notify_request {
 	struct notify_information *last;
 	struct file		*dir;		/* the watched directory, once claimed */
 	const struct file_handle *listed;	/* what may_list() has looked at last */
-	bool			may_list;	/* and what it has found */
+	int			may_list;	/* and what it has found */
 	bool			old_withheld;	/* the last record, an old name */
 	bool			lost;		/* a record is missing */
 	__le32			status;		/* if not done, how to end unclaimed */
@@ -1266,11 +1267,10 @@ static int any_dentry(void *context, struct dentry *dentry)
 
 /*
  * Whether the user may list the directory @fh and get there from the watched
- * one. A directory that is not below that any more may not be listed either:
- * that it has gone is, or will be, a record of its own.
+ * one: 1, 0, or -ENOENT if it is not below that any more.
  */
-static bool may_list(struct ksmbd_notify_request *req,
-		     const struct file_handle *fh)
+static int may_list(struct ksmbd_notify_request *req,
+		    const struct file_handle *fh)
 {
 	struct ksmbd_work *work = req->work;
 	struct path path = { .mnt = req->dir->f_path.mnt };
@@ -1278,29 +1278,65 @@ static bool may_list(struct ksmbd_notify_request *req,
 	int mask = MAY_READ | MAY_EXEC;
 	struct dentry *dentry, *parent;
 	__le32 daccess = FILE_LIST_DIRECTORY_LE;
-	bool may = true;
+	int may = 1;
 
 	path.dentry = exportfs_decode_fh(path.mnt, (struct fid *)fh->f_handle,
 					 fh->handle_bytes >> 2,
 					 fh->handle_type, any_dentry, NULL);
 	if (IS_ERR_OR_NULL(path.dentry))
-		return false;
+		return -ENOENT;
 
 	for (dentry = dget(path.dentry);
-	     may && dentry != req->dir->f_path.dentry; dentry = parent) {
-		may = !IS_ROOT(dentry) && !d_unhashed(dentry) &&
-		      !inode_permission(idmap, d_inode(dentry), mask);
+	     may >= 0 && dentry != req->dir->f_path.dentry; dentry = parent) {
+		if (IS_ROOT(dentry) || d_unhashed(dentry))
+			may = -ENOENT;
+		else if (inode_permission(idmap, d_inode(dentry), mask))
+			may = 0;
 		mask = MAY_EXEC;
 		parent = dget_parent(dentry);
 		dput(dentry);
 	}
 	dput(dentry);
-	if (may && test_share_config_flag(work->tcon->share_conf,
-					  KSMBD_SHARE_FLAG_ACL_XATTR))
+	if (may > 0 && test_share_config_flag(work->tcon->share_conf,
+					      KSMBD_SHARE_FLAG_ACL_XATTR))
 		may = !smb_check_perm_dacl(work->conn, &path, &daccess, daccess,
 					   work->sess->user->uid);
 	dput(path.dentry);
 	return may;
+}
+
+/*
+ * Whether the user could not have seen @name, whose directory is gone, in any
+ * case. Nobody can tell that of the directory itself, but of what is above it.
+ */
+static bool was_hidden(struct ksmbd_notify_request *req, const char *name,
+		       int len)
+{
+	char *copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	struct path path, *top = &req->dir->f_path;
+	bool hidden = false;
+	int err = -ENOENT;
+	char *end;
+
+	if (!copy)
+		return false;
+	*strrchr(copy, '/') = '\0';
+	while (err && !hidden && (end = strrchr(copy, '/'))) {
+		*end = '\0';
+		err = vfs_path_lookup(top->dentry, top->mnt, copy,
+				      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
+				      LOOKUP_NO_SYMLINKS, &path);
+		if (!err) {
+			hidden = inode_permission(mnt_idmap(path.mnt),
+						  d_inode(path.dentry),
+						  MAY_READ | MAY_EXEC);
+			path_put(&path);
+		} else if (err == -EACCES) {
+			hidden = true;
+		}
+	}
+	kfree(copy);
+	return hidden;
 }
 
 static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
@@ -1314,7 +1350,10 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 	    memcmp(req->listed, fh, sizeof(*fh) + fh->handle_bytes))
 		req->may_list = may_list(req, fh);
 	req->listed = fh;
-	return req->may_list;
+	/* Neither to be told nor to be kept quiet about: list it anew. */
+	if (req->may_list < 0 && !was_hidden(req, name, len))
+		req->lost = true;
+	return req->may_list > 0;
 }
 
 /**

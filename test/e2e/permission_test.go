@@ -49,7 +49,6 @@ func TestPermissions(t *testing.T) {
 	w.ok(w.createFile(tree1, `private\c`).Close(w.ctx))
 	w.ok(os.Remove(filepath.Join(w.dir, "private/c")))
 	w.touch("passage/d")
-	w.ok(os.RemoveAll(filepath.Join(w.dir, "private/inner")))
 
 	w.touch("passage/inner/e")
 	w.told(pending, `ADDED passage\inner\e`)
@@ -63,10 +62,17 @@ func TestPermissions(t *testing.T) {
 		`ADDED open\f`, `REMOVED open\f`, `RENAMED_OLD_NAME private`, `RENAMED_NEW_NAME hidden`, `ADDED end`)
 
 	w.toldInAll(theirs, all,
-		`ADDED private\a`, `REMOVED private\a`, // what was in inner has gone with it
-		`ADDED private\c`, `REMOVED private\c`, `ADDED passage\d`, `REMOVED private\inner`,
+		`ADDED private\a`, `ADDED private\inner\b`, `REMOVED private\a`, `ADDED private\inner\a`,
+		`ADDED private\c`, `REMOVED private\c`, `ADDED passage\d`,
 		`ADDED passage\inner\e`, `ADDED private\f`, `REMOVED private\f`, `ADDED open\f`, `REMOVED open\f`, `ADDED private\g`,
 		`RENAMED_OLD_NAME private`, `RENAMED_NEW_NAME hidden`, `ADDED hidden\h`, `ADDED end`)
+
+	// Whether a directory that is gone could be listed, nobody can tell: its owner lists anew, and others who could
+	// not get there anyway are told nothing.
+	w.ok(os.RemoveAll(filepath.Join(w.dir, "hidden/inner")))
+	w.touch("more")
+	w.enumDir(w.ends(w.send(theirs, all), smb2.StatusNotifyEnumDir))
+	w.toldInAll(others, all, `ADDED more`)
 }
 
 // TestVetoFiles: names that listings leave out are not told, nor what is below them.
