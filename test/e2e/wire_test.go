@@ -628,6 +628,26 @@ func TestWireFIFO(t *testing.T) {
 	w.quiet(c)
 }
 
+// A connection may have so many requests pend and no more, and gets them all back.
+func TestWireMaxPending(t *testing.T) {
+	w := newWire(t, 2*wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	calls := make([]*smb2.Call, 511)
+	for i := range calls {
+		calls[i], _ = w.park(f, wireNames())
+	}
+	w.refused(f, wireNames(), smb2.StatusInsufficientResources)
+	w.ok(f.Close(w.ctx))
+	for _, call := range calls {
+		w.ends(call, smb2.StatusNotifyCleanup)
+	}
+	call, _ := w.park(w.open(tree, ""), wireNames())
+	w.touch("file")
+	w.told(call, "ADDED file")
+	w.quiet(c)
+}
+
 // Both responses are protected as the session demands. The client verifies every signature.
 func TestWireProtected(t *testing.T) {
 	for _, o := range []smb2.Options{

@@ -63,7 +63,7 @@ const (
 	StatusAccessDenied           Status = 0xc0000022
 	StatusObjectNameNotFound     Status = 0xc0000034
 	StatusDeletePending          Status = 0xc0000056
-	StatusNotSupported           Status = 0xc00000bb
+	StatusInsufficientResources  Status = 0xc000009a
 	StatusInternalError          Status = 0xc00000e5
 	StatusCancelled              Status = 0xc0000120
 	StatusFileClosed             Status = 0xc0000128
@@ -80,7 +80,7 @@ func (s Status) String() string {
 		StatusAccessDenied:           "ACCESS_DENIED",
 		StatusObjectNameNotFound:     "OBJECT_NAME_NOT_FOUND",
 		StatusDeletePending:          "DELETE_PENDING",
-		StatusNotSupported:           "NOT_SUPPORTED",
+		StatusInsufficientResources:  "INSUFFICIENT_RESOURCES",
 		StatusInternalError:          "INTERNAL_ERROR",
 		StatusCancelled:              "CANCELLED",
 		StatusFileClosed:             "FILE_CLOSED",
