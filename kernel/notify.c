@@ -418,7 +418,8 @@ static void notify_conn_work(struct work_struct *ws)
 		}
 		list_del_init(&req->send);
 		interim = !req->interim && !req->refused;
-		done = req->done;
+		/* It may have been on the list already when CLOSE held it. */
+		done = req->done && !req->held;
 		spin_unlock(&notify_lock);
 
 		rc = 0;

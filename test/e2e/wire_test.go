@@ -628,6 +628,59 @@ func TestWireFIFO(t *testing.T) {
 	w.quiet(c)
 }
 
+// CLOSE comes while the interim response is on its way, sooner or later: whatever wins, the request ends once, and after
+// the CLOSE response.
+func TestWireCloseRace(t *testing.T) {
+	w := newWire(t, 2*wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	for round := range 300 {
+		f := w.open(tree, "")
+		call := w.send(f, wireNames())
+		if round%3 > 0 { // without a wait the daemon is seldom fast enough
+			time.Sleep(time.Duration(round%50) * 100 * time.Microsecond)
+		}
+		closed, err := c.Do(w.ctx, f.CloseRequest())
+		w.ok(err)
+		if end := w.ends(call, smb2.StatusNotifyCleanup); end.Seq < closed.Seq {
+			t.Fatalf("round %d: NOTIFY_CLEANUP before the CLOSE response", round)
+		}
+	}
+	w.quiet(c)
+}
+
+// A change, CANCEL and CLOSE, all at about the same time: one of them wins, and the connection lives.
+func TestWireEndRace(t *testing.T) {
+	w := newWire(t, 2*wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	ended := map[smb2.Status]int{}
+	for round := range 300 {
+		f := w.open(tree, "")
+		call := w.send(f, wireNames())
+		time.Sleep(time.Duration(round%40) * 100 * time.Microsecond)
+		changed := make(chan error, 1)
+		go func() { changed <- os.WriteFile(filepath.Join(w.dir, fmt.Sprint(round)), nil, 0o644) }()
+		if round%2 > 0 {
+			w.ok(call.Cancel(w.ctx))
+		}
+		_, err := c.Do(w.ctx, f.CloseRequest())
+		w.ok(err)
+		w.ok(<-changed)
+		r, err := call.Recv(w.ctx)
+		w.ok(err)
+		if r.Interim() {
+			r = w.endsAfter(call, r)
+		}
+		ended[r.Status]++
+	}
+	w.quiet(c)
+	t.Logf("ended with %v", ended)
+	for status := range ended {
+		if status != smb2.StatusSuccess && status != smb2.StatusCancelled && status != smb2.StatusNotifyCleanup {
+			t.Errorf("some ended with %v", status)
+		}
+	}
+}
+
 // A connection may have so many requests pend and no more, and gets them all back.
 func TestWireMaxPending(t *testing.T) {
 	w := newWire(t, 2*wireLimit)

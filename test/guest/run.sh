@@ -4,7 +4,7 @@
 # Boots the guest, runs COMMAND there with every FILE in /rig, prints its output as it comes, and leaves in
 # BUILD/guest/out/NAME: test.log, console.log, dmesg.txt and what the command wrote to /out.
 # Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
-# With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM.
+# With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM and with CPUS processors (2).
 set -euo pipefail
 
 build=$(realpath "$1")
@@ -34,7 +34,7 @@ args=(loglevel=5 panic=-1 oops=panic softlockup_panic=1 log_buf_len=4M "rig.time
 
 boot_qemu() {
 	{ cat "$build/guest/root.cpio"; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
-	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -smp 2 -m 2048 \
+	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -smp "${CPUS:-2}" -m 2048 \
 		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
 		-device virtio-serial-pci \
 		-chardev "file,id=log,path=$out/test.log" -device virtserialport,chardev=log,name=log \

@@ -27,6 +27,26 @@ if [ ! -s "$stock" ]; then
 fi
 cp "$stock" "$build/guest/stock.tsv"
 
-echo "test: our module, share on $FS, smbtorture $TRIES times"
-"$run" "$build" "$name" 1200 "$e2e" "$ours" "$build/ksmbd-notifyd" "$build/guest/stock.tsv" -- \
-	/rig/e2e.test -test.v -test.timeout 1100s -test.run "$RUN" -test.skip "$skip" -fs "$FS" -tries "$TRIES" -baseline /rig/stock.tsv
+# guest NAME SECONDS RUN SKIP: boots our module and runs the tests that RUN names but not SKIP.
+guest() {
+	echo "test: our module, share on $FS, smbtorture $TRIES times"
+	"$run" "$build" "$1" "$2" "$e2e" "$ours" "$build/ksmbd-notifyd" "$build/guest/stock.tsv" -- \
+		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" -tries "$TRIES" \
+		-baseline /rig/stock.tsv
+}
+
+if [ -n "${UML:-}" ]; then
+	guest "$name" 1200 "$RUN" "$skip"
+	exit
+fi
+# smbtorture's basedir changes a file over a second connection before it is told that its request pends. A server need
+# not have it watched by then, and on two emulated processors ours has not in 1 of 100 tries. On one the daemon comes
+# first, by its priority.
+torture=TestTortureMustPass
+case $RUN in
+*MustPass*) torture=$RUN ;;
+*) guest "$name" 1200 "$RUN" "$torture" ;;
+esac
+case $RUN in
+. | *MustPass*) CPUS=1 guest "$name-torture" 900 "$torture" '^$' ;;
+esac
