@@ -16,8 +16,8 @@ if [ -n "${UML:-}" ]; then
 	name=debug-$FS
 	ours=$UML/ksmbd.ko
 	# KASAN in user-mode Linux does not forget where a module was, and complains of the next one there. The regression
-	# suites meet a bug of the stock module: it pads a READ at the end of a compound beyond its buffer.
-	skip='TestModuleReload|TestRegression'
+	# suites meet a bug of the stock module: it pads a READ at the end of a compound beyond its buffer. For basedir see below.
+	skip='TestModuleReload|TestRegression|TestTortureMustPass/basedir'
 fi
 
 if [ ! -s "$stock" ]; then
