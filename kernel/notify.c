@@ -672,9 +672,6 @@ static __le32 notify_request(struct ksmbd_work *work,
 	struct ksmbd_file *fp;
 	__le32 status;
 
-	if (r->hdr.NextCommand)
-		return STATUS_INTERNAL_ERROR;
-
 	if (work->next_smb2_rcv_hdr_off && !has_file_id(id)) {
 		struct smb2_hdr *last = ksmbd_resp_buf_curr(work);
 
@@ -684,6 +681,8 @@ static __le32 notify_request(struct ksmbd_work *work,
 		if (!has_file_id(id) && le32_to_cpu(last->Status) >> 30 == 3)
 			return last->Status;
 	}
+	if (r->hdr.NextCommand)
+		return STATUS_INTERNAL_ERROR;
 
 	fp = ksmbd_lookup_fd_slow(work, id, pid);
 	if (!fp)
