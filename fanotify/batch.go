@@ -12,6 +12,7 @@ import (
 // dispatch tells the watches of what is in the batch.
 func (g *Group) dispatch() {
 	g.full = g.full || !g.learn(0)
+	g.putOff = 0
 	for off := 0; off < len(g.buf) && !g.full; { // settling may have read on
 		off = g.tell(off)
 		for _, fs := range g.filesystems {

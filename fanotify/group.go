@@ -81,6 +81,7 @@ type Group struct {
 	buf      []byte // the batch: what was read since Drain began
 	batch    uint64 // its number
 	full     bool   // part of it was lost
+	putOff   int    // how often settling was put off in it
 	from, to scope  // where the event at hand happened
 }
 

@@ -49,11 +49,19 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 	}
 }
 
-// settle looks at what is in doubt and tells what differs.
+// maxPutOff bounds how often a Drain puts off what differs. Somebody who never
+// stops changing things must not keep it.
+const maxPutOff = 4
+
+// settle looks at what is in doubt and tells what differs. If it may be the work
+// of events that came meanwhile, these are told first.
 func (fs *filesystem) settle() {
 	l := look{fs: fs}
 	for i := 0; i < len(fs.doubts) && !fs.g.full; i++ {
-		fs.settleName(&l, &fs.doubts[i])
+		if !fs.settleName(&l, &fs.doubts[i]) {
+			l.close()
+			return
+		}
 	}
 	l.close()
 	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
@@ -65,7 +73,8 @@ func (fs *filesystem) settle() {
 	}
 }
 
-func (fs *filesystem) settleName(l *look, d *doubt) {
+// settleName settles d, or returns false to have it put off.
+func (fs *filesystem) settleName(l *look, d *doubt) bool {
 	st, err := l.stat(d.dir, d.name)
 	isDir := st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if st != nil && d.alias != nil {
@@ -81,12 +90,15 @@ func (fs *filesystem) settleName(l *look, d *doubt) {
 	}
 	switch {
 	case err == errGone && !d.present || err == nil && present == d.present && (!present || isDir == d.isDir):
-		return
+		return true
+	case fs.g.putOff < maxPutOff && fs.g.more():
+		fs.g.putOff++
+		return false
 	case err != nil: // a directory in the place of a removed one may have the name
 		fs.lost(^Op(0), true)
-		return
+		return true
 	case !present && d.is != nil && !fs.stale:
-		return // nothing has merged: what took the directory away waits unread, and what left it before
+		return true // nothing has merged: what took the directory away waits unread, and what left it before
 	case isDir && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
 		fs.misnamed()
 	}
@@ -95,6 +107,7 @@ func (fs *filesystem) settleName(l *look, d *doubt) {
 		fs.lost(op, false)
 	}
 	s.tell(Change{Op: op, Dir: isDir || !present && d.isDir, Parent: d.dir.handle})
+	return true
 }
 
 // A look is a directory held open to look at names in it.
