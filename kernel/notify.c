@@ -1419,9 +1419,6 @@ static void request_unclaim(struct ksmbd_notify_request *req)
 		request_finish(req, req->status ?: STATUS_NOTIFY_CLEANUP);
 		return;
 	}
-	kvfree(req->response);
-	req->response = NULL;
-	req->listed = NULL;
 	req->taken = false;
 	list_add(&req->entry, &watch->requests);
 	hash_add(notify_requests, &req->hash, req->item.id);
@@ -1452,6 +1449,12 @@ int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
 		nt_status = STATUS_NOTIFY_ENUM_DIR;
 	else if (!req->length)
 		err = -ENODATA;
+
+	if (err) {
+		kvfree(req->response);
+		req->response = NULL;
+		req->listed = NULL;
+	}
 
 	spin_lock(&notify_lock);
 	if (err) {
