@@ -41,16 +41,16 @@ build/linux/release: FORCE
 	@$(packages) xz-utils
 	@test/guest/fetch.sh $(SERIES) build/linux
 
-build/module/done: build/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/hooks-$(SERIES).patch)
+build/module/done: build/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/*-$(SERIES).patch)
 	@$(packages) $(PACKAGES_MODULE)
-	kernel/build.sh build/linux build/module kernel/hooks-$(SERIES).patch
+	kernel/build.sh build/linux build/module $(SERIES)
 	@touch $@
 
 module: build/module/done
 
 check-kernel: build/linux/release
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_CHECK)
-	kernel/check.sh build/linux build/check kernel/hooks-$(SERIES).patch
+	kernel/check.sh build/linux build/check $(SERIES)
 
 build/guest/root.cpio: build/linux/release test/guest/root.sh test/guest/init
 	@$(packages) $(PACKAGES_GUEST)
@@ -77,7 +77,7 @@ test-guest: build module $(guest)
 
 test-debug: build $(guest)
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)
-	nice test/guest/uml.sh build/linux build/uml kernel/hooks-$(SERIES).patch
+	nice test/guest/uml.sh build/linux build/uml $(SERIES)
 	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' UML=build/uml test/guest/test.sh build
 
 clean:

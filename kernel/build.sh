@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# build.sh LINUX OUT HOOKS [KBUILD-ARGUMENT...]: ksmbd.ko with our part in it, out of tree, against the headers of LINUX
+# build.sh LINUX OUT SERIES [KBUILD-ARGUMENT...]: ksmbd.ko with our part in it, out of tree, against the headers of LINUX
 # (see test/guest/fetch.sh). Leaves OUT/<kernel release>/ksmbd.ko, debug info stripped.
 set -euo pipefail
 
@@ -8,10 +8,10 @@ linux=$(realpath "$1")
 kver=$(cat "$linux/release")
 mkdir -p "$2/$kver"
 out=$(realpath "$2/$kver")
-hooks=$3
+series=$3
 shift 3
 
-"$(dirname "$0")/tree.sh" "$linux/src" "$hooks" "$out"
+"$(dirname "$0")/tree.sh" "$linux/src" "$series" "$out"
 # asn1_compiler is not among linux-kbuild's programs.
 if [ ! -x "$out/asn1_compiler" ]; then
 	gcc -O1 -I"$linux/src/include" -o "$out/asn1_compiler" "$linux/src/scripts/asn1_compiler.c"

@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# uml.sh LINUX OUT HOOKS: user-mode Linux of the same source as the guest's kernel, with KASAN and lockdep, and ksmbd.ko for it.
+# uml.sh LINUX OUT SERIES: user-mode Linux of the same source as the guest's kernel, with KASAN and lockdep, and ksmbd.ko for it.
 # Leaves OUT/linux and OUT/ksmbd.ko. The first build takes minutes; later ones only what changed.
 set -euo pipefail
 
 linux=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
-hooks=$(realpath "$3")
+series=$3
 here=$(dirname "$(realpath "$0")")
 kver=$(cat "$linux/release")
 config=$here/uml.config
@@ -22,7 +22,7 @@ if [ "$(cat "$out/release" 2>/dev/null)" != "$kver" ]; then
 	sed -i 's/HOST_FP_SIZE, 2696/HOST_FP_SIZE, 12288/' "$out/src/arch/x86/um/user-offsets.c"
 	echo "$kver" > "$out/release"
 fi
-"$here/../../kernel/tree.sh" "$linux/src" "$hooks" "$out/src"
+"$here/../../kernel/tree.sh" "$linux/src" "$series" "$out/src"
 cd "$out/src"
 if ! cmp -s "$config" "$out/config"; then
 	make -s ARCH=um defconfig
