@@ -14,7 +14,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 SERIES  := 6.12
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # What the tests vary: TRIES of each smbtorture test that must pass, FS of the share, RUN the Go tests to run.
 TRIES ?= 10

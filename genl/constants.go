@@ -45,6 +45,7 @@ const (
 	ARegisterVersion         = 1
 	ARegisterMaxBufferLength = 2
 	ARegisterAckTimeout      = 3
+	ARegisterRelease         = 4
 )
 
 // Attributes of an item.
@@ -58,6 +59,8 @@ const (
 	AItemWatchTree        = 7
 	AItemRescan           = 8
 	AItemBufferLength     = 9
+	AItemUser             = 10
+	AItemShare            = 11
 )
 
 // Attributes of armed.

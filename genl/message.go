@@ -22,6 +22,7 @@ type Register struct {
 	Version         uint32
 	MaxBufferLength uint32 // bytes, of any watch or request
 	AckTimeout      uint32 // milliseconds
+	Release         string // of the module, for people
 }
 
 // Item is what next hands out. Which fields count depends on Type, see the
@@ -35,6 +36,7 @@ type Item struct {
 	Tree         bool
 	Rescan       bool
 	BufferLength uint32 // bytes
+	User, Share  string // whose watch it is and where, for people
 }
 
 // Armed reports a watch that could not be armed.
@@ -67,6 +69,9 @@ func (m Register) Encode() ([]byte, error) {
 	if m.AckTimeout != 0 {
 		ae.Uint32(ARegisterAckTimeout, m.AckTimeout)
 	}
+	if m.Release != "" {
+		ae.String(ARegisterRelease, m.Release)
+	}
 	return ae.Encode()
 }
 
@@ -81,6 +86,8 @@ func DecodeRegister(b []byte) (Register, error) {
 			m.MaxBufferLength = ad.Uint32()
 		case ARegisterAckTimeout:
 			m.AckTimeout = ad.Uint32()
+		case ARegisterRelease:
+			m.Release = ad.String()
 		}
 	})
 	if err != nil {
@@ -104,6 +111,8 @@ func (m Item) Encode() ([]byte, error) {
 		ae.Uint32(AItemCompletionFilter, m.Filter)
 		ae.Flag(AItemWatchTree, m.Tree)
 		ae.Flag(AItemRescan, m.Rescan)
+		ae.String(AItemUser, m.User)
+		ae.String(AItemShare, m.Share)
 	}
 	if m.Type == ItemTypeWatch || m.Type == ItemTypeRequest {
 		ae.Uint32(AItemBufferLength, m.BufferLength)
@@ -142,6 +151,10 @@ func DecodeItem(b []byte) (Item, error) {
 			m.Rescan = ad.Flag()
 		case AItemBufferLength:
 			m.BufferLength = ad.Uint32()
+		case AItemUser:
+			m.User = ad.String()
+		case AItemShare:
+			m.Share = ad.String()
 		}
 	})
 	needs, known := itemNeeds[m.Type]

@@ -22,7 +22,7 @@ func encode(t testing.TB, m interface{ Encode() ([]byte, error) }) []byte {
 }
 
 var items = []Item{
-	{Type: ItemTypeWatch, WatchID: 1, FD: 7, Filter: 0xfff, BufferLength: 4096},
+	{Type: ItemTypeWatch, WatchID: 1, FD: 7, Filter: 0xfff, BufferLength: 4096, User: "user", Share: "TEST"},
 	{Type: ItemTypeWatch, WatchID: 1 << 63, FD: 0, Tree: true, Rescan: true},
 	{Type: ItemTypeRequest, WatchID: 1, RequestID: 2, FD: -1, BufferLength: 1 << 20},
 	{Type: ItemTypeCancel, RequestID: 2, FD: -1},
@@ -50,7 +50,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("complete %+v came back as %+v, %v", want, got, err)
 		}
 	}
-	for _, want := range []Register{{Version: 1}, {1, 8 << 20, 2000}} {
+	for _, want := range []Register{{Version: 1}, {1, 8 << 20, 2000, "1.0"}} {
 		if got, err := DecodeRegister(encode(t, want)); err != nil || got != want {
 			t.Errorf("register %+v came back as %+v, %v", want, got, err)
 		}
@@ -252,7 +252,7 @@ func FuzzDecodeItem(f *testing.F) {
 }
 
 func FuzzDecodeRegister(f *testing.F) {
-	f.Add(encode(f, Register{1, 2, 3}))
+	f.Add(encode(f, Register{1, 2, 3, "4"}))
 	fuzz(f, DecodeRegister)
 }
 

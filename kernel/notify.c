@@ -75,6 +75,8 @@ struct notify_watch {
 	bool			armed;		/* the daemon has marks in place */
 	bool			promised;	/* a client relies on it */
 	bool			rescan;		/* promised, but not armed */
+	char			user[KSMBD_REQ_MAX_ACCOUNT_NAME_SZ];
+	char			share[KSMBD_REQ_MAX_SHARE_NAME];
 };
 
 struct ksmbd_notify_request {
@@ -471,7 +473,7 @@ static void notify_cancel_fn(void **argv)
 	spin_unlock(&notify_lock);
 }
 
-static struct notify_watch *watch_alloc(struct ksmbd_file *fp,
+static struct notify_watch *watch_alloc(struct ksmbd_work *work,
 					const struct smb2_change_notify_req *r)
 {
 	struct notify_watch *watch;
@@ -486,6 +488,8 @@ static struct notify_watch *watch_alloc(struct ksmbd_file *fp,
 	watch->filter = le32_to_cpu(r->CompletionFilter);
 	watch->ceiling = le32_to_cpu(r->OutputBufferLength);
 	watch->tree = le16_to_cpu(r->Flags) & SMB2_WATCH_TREE;
+	strscpy(watch->user, user_name(work->sess->user));
+	strscpy(watch->share, work->tcon->share_conf->name);
 	return watch;
 }
 
@@ -603,7 +607,7 @@ static __le32 request_park(struct ksmbd_work *work, struct ksmbd_file *fp,
 	__le32 status;
 	int rc;
 
-	watch = watch_alloc(fp, r);
+	watch = watch_alloc(work, r);
 	req = request_alloc(work);
 	if (!watch || !req) {
 		status = STATUS_INSUFFICIENT_RESOURCES;
@@ -1096,6 +1100,8 @@ int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next)
 		if (item->type == KSMBD_NOTIFY_ITEM_TYPE_WATCH) {
 			next->dir = get_file(watch->dir);
 			next->rescan = watch->rescan;
+			strscpy(next->user, watch->user);
+			strscpy(next->share, watch->share);
 			watch->rescan = false;
 			watch->known = true;
 		}

@@ -15,6 +15,8 @@
 #include <linux/types.h>
 #include <linux/workqueue.h>
 
+#include "ksmbd_netlink.h"
+
 struct file;
 struct file_handle;
 struct smb2_hdr;
@@ -65,6 +67,8 @@ int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
  * @length:		buffer length in bytes, with a watch or request item
  * @tree:		whether it is a watch tree, with a watch item
  * @rescan:		whether changes may have been missed, with a watch item
+ * @user:		who watches, with a watch item
+ * @share:		the share that the directory is in, with a watch item
  */
 struct ksmbd_notify_next {
 	u32			type;
@@ -75,6 +79,8 @@ struct ksmbd_notify_next {
 	u32			length;
 	bool			tree;
 	bool			rescan;
+	char			user[KSMBD_REQ_MAX_ACCOUNT_NAME_SZ];
+	char			share[KSMBD_REQ_MAX_SHARE_NAME];
 };
 
 /* For notify_netlink.c; daemon is the port id of the calling socket */

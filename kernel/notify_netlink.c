@@ -16,9 +16,13 @@
 
 #include "glob.h"
 #include "notify.h"
+#include "notify_release.h"
 #include "notify_uapi.h"
 #include "smb_common.h"
 #include "smb2pdu.h"
+
+/* So that modinfo can tell this ksmbd from one that cannot notify. */
+MODULE_INFO(notify, KSMBD_NOTIFY_RELEASE);
 
 static struct genl_family notify_family;
 
@@ -53,7 +57,9 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 	    nla_put_u32(msg, KSMBD_NOTIFY_A_REGISTER_MAX_BUFFER_LENGTH,
 			SMB3_MAX_IOSIZE) ||
 	    nla_put_u32(msg, KSMBD_NOTIFY_A_REGISTER_ACK_TIMEOUT,
-			KSMBD_NOTIFY_ACK_TIMEOUT)) {
+			KSMBD_NOTIFY_ACK_TIMEOUT) ||
+	    nla_put_string(msg, KSMBD_NOTIFY_A_REGISTER_RELEASE,
+			   KSMBD_NOTIFY_RELEASE)) {
 		nlmsg_free(msg);
 		return -EMSGSIZE;
 	}
@@ -92,6 +98,8 @@ static int notify_put_item(struct sk_buff *msg, struct genl_info *info,
 	    (nla_put_s32(msg, KSMBD_NOTIFY_A_ITEM_FD, fd) ||
 	     nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_COMPLETION_FILTER,
 			 next->filter) ||
+	     nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_USER, next->user) ||
+	     nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_SHARE, next->share) ||
 	     (next->tree &&
 	      nla_put_flag(msg, KSMBD_NOTIFY_A_ITEM_WATCH_TREE)) ||
 	     (next->rescan && nla_put_flag(msg, KSMBD_NOTIFY_A_ITEM_RESCAN))))
