@@ -19,6 +19,9 @@ func (g *Group) dispatch() {
 			fs.settle()
 		}
 	}
+	if g.full {
+		g.overflows++
+	}
 	for _, fs := range g.filesystems {
 		if g.full {
 			fs.overflowed()

@@ -78,11 +78,12 @@ type Group struct {
 	filesystems map[uint64]*filesystem // by fsid
 	maxNodes    int
 
-	buf      []byte // the batch: what was read since Drain began
-	batch    uint64 // its number
-	full     bool   // part of it was lost
-	putOff   int    // how often settling was put off in it
-	from, to scope  // where the event at hand happened
+	buf       []byte // the batch: what was read since Drain began
+	batch     uint64 // its number
+	full      bool   // part of it was lost
+	putOff    int    // how often settling was put off in it
+	overflows uint64
+	from, to  scope // where the event at hand happened
 }
 
 // Open makes a group. Its queue is limited by fs.fanotify.max_queued_events.
@@ -162,6 +163,9 @@ func (g *Group) Drain() error {
 	}
 	return nil
 }
+
+// Overflows says how often part of the queue was lost.
+func (g *Group) Overflows() uint64 { return g.overflows }
 
 // read appends to the batch what waits in the queue.
 func (g *Group) read() error {

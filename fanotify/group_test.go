@@ -304,6 +304,9 @@ func TestNoSilentLoss(t *testing.T) {
 	touch(t, dir+"/after")
 	drain(t, g)
 	wantTold(t, told, "create after")
+	if n := g.Overflows(); n != 1 {
+		t.Errorf("%d overflows counted, want 1", n)
+	}
 }
 
 // A tree that nobody looked at is removed under an eager reader: its names

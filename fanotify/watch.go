@@ -126,6 +126,15 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 	return err
 }
 
+// Strategy says how the watch hears of changes: "filesystem mark" or "directory
+// mark".
+func (w *Watch) Strategy() string {
+	if w.tree {
+		return "filesystem mark"
+	}
+	return "directory mark"
+}
+
 // Close ends the watch. A second Close is os.ErrClosed.
 func (w *Watch) Close() error {
 	if w.closed {
