@@ -143,9 +143,11 @@ func (fs *filesystem) entry(e *event) {
 		fs.lost(ops, false)
 	}
 	if len(s.hits) > 0 && !(ops&(Create|Delete) == 0 && fs.unlinked(dir, name)) {
-		for _, b := range opBits {
-			if ops&b.op != 0 {
-				s.tell(Change{Op: b.op, Dir: isDir, Parent: dir.handle})
+		c := fs.change(e, e.fid)
+		c.Parent = dir.handle
+		for _, op := range [...]Op{ops & Create, ops & data, ops & Delete} {
+			if c.Op = op; op != 0 {
+				s.tell(c)
 			}
 		}
 		if ops&(Create|Delete) != 0 {
@@ -183,7 +185,7 @@ func (fs *filesystem) self(e *event) {
 			fs.gone(n)
 		}
 	}
-	ops := opsOf(e.mask) & (Attrib | Modify)
+	ops := opsOf(e.mask) & data
 	if ops == 0 {
 		return
 	}
@@ -200,11 +202,16 @@ func (fs *filesystem) self(e *event) {
 	if err != nil || fs.trees == 0 && n.site == nil && len(s.hits) == 0 {
 		fs.lost(ops, true)
 	}
-	for _, b := range opBits {
-		if err == nil && ops&b.op != 0 {
-			s.tell(Change{Op: b.op, Dir: true, Parent: n.parent.handle})
-		}
+	if err == nil {
+		c := fs.change(e, e.at.dir)
+		c.Op, c.Parent = ops, n.parent.handle
+		s.tell(c)
 	}
+}
+
+// change returns a Change out of an event, of file.
+func (fs *filesystem) change(e *event, file handle) Change {
+	return Change{Dir: e.mask&unix.FAN_ONDIR != 0, File: file, Thread: e.pid, Read: fs.g.reads}
 }
 
 // rename tells of a rename and moves the directory that was renamed. Either
@@ -322,7 +329,7 @@ func (s *scope) tell(c Change) {
 }
 
 func (w *Watch) tell(c Change) {
-	if w.ops&c.Op != 0 && !w.gone && w.overflow != w.fs.g.batch {
+	if c.Op &= w.ops; c.Op != 0 && !w.gone && w.overflow != w.fs.g.batch {
 		w.fn(c)
 	}
 }

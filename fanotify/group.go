@@ -44,19 +44,28 @@ const (
 )
 
 // A Change is what happened to one name below a watched directory. It has
-// exactly one Op.
+// exactly one Op, but Modify, Attrib and Access come together where the kernel
+// has merged them.
 //
 // Name and OldName are relative to the watched directory, with '/' between
 // components, and valid only during the callback. A Rename has both, or no
 // OldName when the name was moved in, or no Name when it was moved out.
 //
 // Parent and OldParent are the directories that Name and OldName are in, as the
-// bytes of a struct file_handle, see open_by_handle_at(2).
+// bytes of a struct file_handle, see open_by_handle_at(2). File is what the
+// name stands for in the same form, where it is known, valid as Name is. Thread
+// is who did it, as fanotify(7) has it in pid; 0 where that is not known.
+//
+// Read counts the reads of the queue, each until it was empty: all that had
+// happened when the last of them began has been told or is told after this.
 type Change struct {
 	Op                Op
 	Dir               bool // the name stands for a directory
 	Name, OldName     []byte
 	Parent, OldParent string
+	File              []byte
+	Thread            int32
+	Read              uint64
 }
 
 const (
@@ -80,6 +89,7 @@ type Group struct {
 
 	buf       []byte // the batch: what was read since Drain began
 	batch     uint64 // its number
+	reads     uint64 // of the queue until it was empty
 	full      bool   // part of it was lost
 	putOff    int    // how often settling was put off in it
 	overflows uint64
@@ -181,6 +191,7 @@ func (g *Group) read() error {
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
+			g.reads++
 			return nil
 		case err != nil:
 			return fmt.Errorf("reading fanotify: %w", err)

@@ -36,8 +36,10 @@ const (
 	treeMask = unix.FAN_DELETE | unix.FAN_RENAME | unix.FAN_ONDIR
 )
 
-// opBits has the mask bit of each op, in the order in which the bits of a
-// merged event are told.
+// data are the ops that leave the name as it is.
+const data = Modify | Attrib | Access
+
+// opBits has the mask bit of each op.
 var opBits = [...]struct {
 	bit uint64
 	op  Op

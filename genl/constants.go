@@ -85,6 +85,19 @@ const (
 	ARecordDirectory = 3
 )
 
+// Attributes of causes.
+const (
+	ACausesLost  = 1
+	ACausesCause = 2
+)
+
+// Attributes of a cause within causes.
+const (
+	ACauseThread           = 1
+	ACauseCompletionFilter = 2
+	ACauseFile             = 3
+)
+
 // Commands.
 const (
 	CmdRegister = 1
@@ -92,4 +105,5 @@ const (
 	CmdNext     = 3
 	CmdArmed    = 4
 	CmdComplete = 5
+	CmdCauses   = 6
 )

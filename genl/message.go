@@ -59,6 +59,19 @@ type Complete struct {
 	Records   []Record
 }
 
+// Causes is what SMB requests have changed.
+type Causes struct {
+	Lost   bool // some are missing
+	Causes []Cause
+}
+
+// Cause says what a request may have changed.
+type Cause struct {
+	Thread int32
+	Filter uint32 // completion filter
+	File   string // a struct file_handle, "" if it may be any
+}
+
 // Encode returns m's attributes.
 func (m Register) Encode() ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
@@ -297,6 +310,59 @@ func decodeRecord(b []byte) (Record, error) {
 		}
 	}
 	return r, err
+}
+
+// Encode returns m's attributes.
+func (m Causes) Encode() ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Flag(ACausesLost, m.Lost)
+	for _, c := range m.Causes {
+		ae.Nested(ACausesCause, func(ae *netlink.AttributeEncoder) error {
+			ae.Uint32(ACauseThread, uint32(c.Thread))
+			ae.Uint32(ACauseCompletionFilter, c.Filter)
+			if c.File != "" {
+				ae.Bytes(ACauseFile, []byte(c.File))
+			}
+			return nil
+		})
+	}
+	return ae.Encode()
+}
+
+// DecodeCauses decodes the attributes of causes.
+func DecodeCauses(b []byte) (Causes, error) {
+	var m Causes
+	_, err := decode(b, 0, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case ACausesLost:
+			m.Lost = ad.Flag()
+		case ACausesCause:
+			ad.Do(func(b []byte) error {
+				c, err := decodeCause(b)
+				m.Causes = append(m.Causes, c)
+				return err
+			})
+		}
+	})
+	if err != nil {
+		return Causes{}, fmt.Errorf("causes: %w", err)
+	}
+	return m, nil
+}
+
+func decodeCause(b []byte) (Cause, error) {
+	var c Cause
+	_, err := decode(b, 1<<ACauseThread|1<<ACauseCompletionFilter, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case ACauseThread:
+			c.Thread = int32(ad.Uint32())
+		case ACauseCompletionFilter:
+			c.Filter = ad.Uint32()
+		case ACauseFile:
+			c.File = string(ad.Bytes())
+		}
+	})
+	return c, err
 }
 
 // set is a set of attribute types. All are small numbers.

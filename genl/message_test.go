@@ -39,6 +39,11 @@ var completes = []Complete{
 	}},
 }
 
+var causes = []Causes{
+	{},
+	{Lost: true, Causes: []Cause{{Thread: 1, Filter: 4}, {Thread: 2, Filter: 0, File: "handle"}}},
+}
+
 func TestRoundTrip(t *testing.T) {
 	for _, want := range items {
 		if got, err := DecodeItem(encode(t, want)); err != nil || got != want {
@@ -48,6 +53,11 @@ func TestRoundTrip(t *testing.T) {
 	for _, want := range completes {
 		if got, err := DecodeComplete(encode(t, want)); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("complete %+v came back as %+v, %v", want, got, err)
+		}
+	}
+	for _, want := range causes {
+		if got, err := DecodeCauses(encode(t, want)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("causes %+v came back as %+v, %v", want, got, err)
 		}
 	}
 	for _, want := range []Register{{Version: 1}, {1, 8 << 20, 2000, "1.0"}} {
@@ -249,6 +259,11 @@ func FuzzDecodeItem(f *testing.F) {
 		}
 		return n, nil
 	})
+}
+
+func FuzzDecodeCauses(f *testing.F) {
+	f.Add(encode(f, causes[1]))
+	fuzz(f, DecodeCauses)
 }
 
 func FuzzDecodeRegister(f *testing.F) {

@@ -31,8 +31,9 @@ type world struct {
 	log []string   // what the loop told ksmbd
 
 	// ksmbd
-	items   []any   // genl.Item, or an error for Next to return
-	answers []error // to Complete and CompleteStatus; nil when there are no more
+	items   []any       // genl.Item, or an error for Next to return
+	caused  genl.Causes // by SMB requests
+	answers []error     // to Complete and CompleteStatus; nil when there are no more
 
 	// fanotify
 	refuse error // for Watch to return
@@ -69,6 +70,11 @@ func (w *world) Next() (genl.Item, error) {
 		return genl.Item{FD: -1}, err
 	}
 	return next.(genl.Item), nil
+}
+
+func (w *world) Causes() (genl.Causes, error) {
+	defer func() { w.caused = genl.Causes{} }()
+	return w.caused, nil
 }
 
 func (w *world) answer() error {
@@ -182,7 +188,7 @@ func (w *world) change(i int, c fanotify.Change, names ...string) {
 
 // drained drains the queue, as when the group became readable.
 func (w *world) drained() {
-	if err := w.loop.group.Drain(); err != nil {
+	if err := w.loop.drain(); err != nil {
 		w.t.Fatal(err)
 	}
 }

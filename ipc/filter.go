@@ -109,9 +109,26 @@ func (f Filter) ops() fanotify.Op {
 	return ops
 }
 
+// byData returns what lets through a change that leaves the name as it is. Of
+// what is known to have been changed, only that; but anybody may have read.
+func byData(op fanotify.Op, cause Filter) (by Filter) {
+	if op&fanotify.Modify != 0 {
+		by |= byModify
+	}
+	if op&fanotify.Attrib != 0 {
+		by |= byAttrib
+	}
+	by &= cause
+	if op&fanotify.Access != 0 {
+		by |= byAccess
+	}
+	return by
+}
+
 // records returns the change records that a change gives under the filter. They
-// belong together: they go to the client in one response or not at all.
-func (f Filter) records(c fanotify.Change) []genl.Record {
+// belong together: they go to the client in one response or not at all. The
+// cause is what of the file has been changed, All if nobody knows.
+func (f Filter) records(c fanotify.Change, cause Filter) []genl.Record {
 	nameBit := FileName
 	if c.Dir {
 		nameBit = DirName
@@ -122,12 +139,6 @@ func (f Filter) records(c fanotify.Change) []genl.Record {
 		return when(passes, now(genl.ActionAdded, c))
 	case fanotify.Delete:
 		return when(passes, now(genl.ActionRemoved, c))
-	case fanotify.Modify:
-		return when(f&byModify != 0, now(genl.ActionModified, c))
-	case fanotify.Attrib:
-		return when(f&byAttrib != 0, now(genl.ActionModified, c))
-	case fanotify.Access:
-		return when(f&byAccess != 0, now(genl.ActionModified, c))
 	case fanotify.Rename:
 		switch {
 		case c.OldName == nil:
@@ -141,8 +152,9 @@ func (f Filter) records(c fanotify.Change) []genl.Record {
 		default:
 			return []genl.Record{before(genl.ActionRemoved, c), now(genl.ActionAdded, c)}
 		}
+	default:
+		return when(f&byData(c.Op, cause) != 0, now(genl.ActionModified, c))
 	}
-	return nil
 }
 
 func when(passes bool, r genl.Record) []genl.Record {

@@ -56,7 +56,7 @@ func TestRecordsByBit(t *testing.T) {
 	} {
 		for i := range 32 {
 			f := Filter(1) << i
-			got := recordString(f.records(test.change))
+			got := recordString(f.records(test.change, All))
 			if got != test.want[f] {
 				t.Errorf("%s under %v: got %q, want %q", test.what, f, got, test.want[f])
 			}
@@ -64,7 +64,7 @@ func TestRecordsByBit(t *testing.T) {
 				t.Errorf("%s under %v: not asked for", test.what, f)
 			}
 		}
-		if got := Filter(0).records(test.change); got != nil {
+		if got := Filter(0).records(test.change, All); got != nil {
 			t.Errorf("%s under no bit: got %v", test.what, got)
 		}
 	}
@@ -73,7 +73,7 @@ func TestRecordsByBit(t *testing.T) {
 // Who sees a rename's names is not told of changed attributes besides.
 func TestRenameUnderAll(t *testing.T) {
 	c := fanotify.Change{Op: fanotify.Rename, Name: []byte("b"), OldName: []byte("a")}
-	if got := recordString(All.records(c)); got != "a>b" {
+	if got := recordString(All.records(c, All)); got != "a>b" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -143,7 +143,7 @@ func TestDirectories(t *testing.T) {
 		{rename("a", "d/a"), []string{"", "to"}},
 		{rename("d/a", "a"), []string{"from", ""}},
 	} {
-		records := All.records(test.change)
+		records := All.records(test.change, All)
 		if len(records) != len(test.want) {
 			t.Fatalf("%q: records %v", test.change.Name, records)
 		}

@@ -55,6 +55,8 @@ type Kernel interface {
 	Armed(watch uint64, errno unix.Errno) error
 	Complete(request uint64, records []genl.Record) error
 	CompleteStatus(request uint64, status genl.Status) error
+	// Causes returns what SMB requests have changed since the last time.
+	Causes() (genl.Causes, error)
 }
 
 // Group is what Serve needs of a fanotify.Group. See there.
@@ -97,6 +99,7 @@ type loop struct {
 	watches map[uint64]*watch
 	waiting map[uint64]*watch // by id of a pending request
 	budget  budget
+	causes  causes
 
 	again bool             // ksmbd is to be asked for items
 	retry <-chan time.Time // when to try again, after an error; else nil
@@ -109,6 +112,7 @@ func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
 		watches: make(map[uint64]*watch),
 		waiting: make(map[uint64]*watch),
 		budget:  budget{limit: maxQueued},
+		causes:  causes{fetch: k.Causes},
 		again:   true, // what was queued before bell could ring
 	}
 }
@@ -151,11 +155,17 @@ func Serve(ctx context.Context, log *slog.Logger, k Kernel, bell <-chan struct{}
 				l.deliver(w)
 			}
 		case <-readable:
-			if err := l.group.Drain(); err != nil {
+			if err := l.drain(); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// drain has the watches told of what happened until now.
+func (l *loop) drain() error {
+	l.causes.next()
+	return l.group.Drain()
 }
 
 // await says in readable when the group's queue is to be drained: at once for
@@ -210,7 +220,7 @@ func (l *loop) serve(ctx context.Context) error {
 		default:
 			return err
 		}
-		if err := l.group.Drain(); err != nil {
+		if err := l.drain(); err != nil {
 			if item.FD >= 0 {
 				unix.Close(item.FD)
 			}
@@ -340,7 +350,7 @@ func (l *loop) changed(w *watch, c fanotify.Change) {
 		l.deliver(w)
 		return
 	}
-	records := w.filter.records(c)
+	records := w.filter.records(c, l.causes.of(c))
 	for _, r := range records {
 		l.log.Debug("record", "watch", w.id, "action", r.Action, "name", r.Name)
 	}

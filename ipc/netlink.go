@@ -185,6 +185,23 @@ func (k *ksmbd) CompleteStatus(request uint64, status genl.Status) error {
 	return k.complete(genl.Complete{RequestID: request, Status: status})
 }
 
+// Causes implements Kernel.
+func (k *ksmbd) Causes() (genl.Causes, error) {
+	msgs, err := k.execute(genl.CmdCauses, nil, withReply)
+	switch {
+	case err != nil:
+	case len(msgs) != 1:
+		err = fmt.Errorf("%d replies", len(msgs))
+	default:
+		var m genl.Causes
+		if m, err = genl.DecodeCauses(msgs[0].Data); err == nil {
+			return m, nil
+		}
+	}
+	k.log.Debug("asking ksmbd for causes failed", "err", err)
+	return genl.Causes{Lost: true}, err
+}
+
 func (k *ksmbd) complete(m genl.Complete) error {
 	data, err := m.Encode()
 	if err != nil {

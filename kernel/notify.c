@@ -315,6 +315,12 @@ static void watch_close(struct notify_watch *watch, __le32 status,
 	item_put(&watch->item);
 }
 
+/* Whether there is a watch, or was just now. */
+bool ksmbd_notify_watching(void)
+{
+	return !list_empty(&notify_watches);
+}
+
 /*
  * Sending
  */
@@ -543,7 +549,10 @@ err:
 	return NULL;
 }
 
-/* Makes @req findable; @watch is used if it is the handle's first. */
+/*
+ * Makes @req findable; @watch is used if it is the handle's first. Without a
+ * handle the watch has ended before it began.
+ */
 static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 			   struct ksmbd_notify_request *req,
 			   struct notify_watch *watch)
@@ -553,8 +562,9 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 
 	spin_lock(&conn->request_lock);
 	spin_lock(&notify_lock);
-	if (conn_is_dead(conn) || fp->f_state != FP_INITED ||
-	    !has_file_id(fp->volatile_id)) {
+	if (conn_is_dead(conn) ||
+	    (fp && (fp->f_state != FP_INITED ||
+		    !has_file_id(fp->volatile_id)))) {
 		status = STATUS_FILE_CLOSED;
 		goto out;
 	}
@@ -571,7 +581,7 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 	req->work->tcon = work->tcon;
 	list_add_tail(&req->work->async_request_entry, &conn->async_requests);
 
-	if (!fp->notify) {
+	if (fp && !fp->notify) {
 		refcount_inc(&watch->item.refs);
 		watch->item.id = ++notify_last_id;
 		watch->fp = fp;
@@ -579,7 +589,8 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 		list_add_tail(&watch->entry, &notify_watches);
 		fp->notify = watch;
 	}
-	watch = fp->notify;
+	if (fp)
+		watch = fp->notify;
 	refcount_inc(&watch->item.refs);
 	req->watch = watch;
 	req->item.id = ++notify_last_id;
@@ -591,6 +602,8 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 	if (work->state == KSMBD_WORK_CANCELLED) {
 		req->work->state = KSMBD_WORK_CANCELLED;
 		request_end(req, STATUS_CANCELLED);
+	} else if (!fp) {
+		request_end(req, STATUS_NOTIFY_CLEANUP);
 	}
 out:
 	spin_unlock(&notify_lock);
@@ -687,6 +700,14 @@ static __le32 notify_request(struct ksmbd_work *work,
 	}
 	if (r->hdr.NextCommand)
 		return STATUS_INTERNAL_ERROR;
+
+	/*
+	 * macOS asks without a handle when it looks for Time Machine volumes:
+	 * it expects to be told that the watch has ended, not that it failed.
+	 */
+	if (!work->next_smb2_rcv_hdr_off && !has_file_id(id) &&
+	    !has_file_id(pid))
+		return request_park(work, NULL, r);
 
 	fp = ksmbd_lookup_fd_slow(work, id, pid);
 	if (!fp)
@@ -1110,6 +1131,12 @@ int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next)
 out:
 	spin_unlock(&notify_lock);
 	return err;
+}
+
+/* Whether @daemon, the port id of the calling socket, is registered. */
+bool ksmbd_notify_registered(u32 daemon)
+{
+	return daemon == READ_ONCE(notify_daemon);
 }
 
 /**

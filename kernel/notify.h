@@ -53,6 +53,8 @@ void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);
 void ksmbd_notify_session_expired(struct ksmbd_session *sess);
 void ksmbd_notify_flush(struct ksmbd_conn *conn);
+int ksmbd_notify_process(struct ksmbd_work *work,
+			 int (*proc)(struct ksmbd_work *work));
 int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
 				const struct path *path,
 				struct xattr_dos_attrib *da);
@@ -83,6 +85,24 @@ struct ksmbd_notify_next {
 	char			share[KSMBD_REQ_MAX_SHARE_NAME];
 };
 
+/**
+ * struct ksmbd_notify_cause - what a request may have changed
+ * @filter:		completion filter that is concerned
+ * @thread:		the thread that changed it
+ * @handle_bytes:	of @handle, 0 if the file is not known
+ * @handle_type:	together a struct file_handle, see open_by_handle_at(2)
+ * @handle:		of the file
+ */
+struct ksmbd_notify_cause {
+	u32			filter;
+	u32			thread;
+	u32			handle_bytes;
+	int			handle_type;
+	u8			handle[32];
+};
+
+#define KSMBD_NOTIFY_MAX_CAUSES	256
+
 /* For notify_netlink.c; daemon is the port id of the calling socket */
 int ksmbd_notify_register(u32 daemon);
 void ksmbd_notify_unregister(u32 daemon);
@@ -94,6 +114,12 @@ struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 request,
 void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
 		      const char *name, int len, const struct file_handle *fh);
 int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status);
+
+bool ksmbd_notify_watching(void);
+bool ksmbd_notify_registered(u32 daemon);
+
+/* notify_cause.c */
+unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, bool *lost);
 
 #define KSMBD_NOTIFY_ACK_TIMEOUT	2000	/* milliseconds */
 

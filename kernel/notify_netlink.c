@@ -272,6 +272,59 @@ static int notify_complete_doit(struct sk_buff *skb, struct genl_info *info)
 	return ksmbd_notify_complete(req, status);
 }
 
+static int notify_put_cause(struct sk_buff *msg,
+			    const struct ksmbd_notify_cause *cause)
+{
+	struct nlattr *nest = nla_nest_start(msg, KSMBD_NOTIFY_A_CAUSES_CAUSE);
+
+	if (!nest ||
+	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_THREAD, cause->thread) ||
+	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_COMPLETION_FILTER,
+			cause->filter) ||
+	    (cause->handle_bytes &&
+	     nla_put(msg, KSMBD_NOTIFY_A_CAUSE_FILE,
+		     sizeof(struct file_handle) + cause->handle_bytes,
+		     &cause->handle_bytes)))
+		return -EMSGSIZE;
+	nla_nest_end(msg, nest);
+	return 0;
+}
+
+static int notify_causes_doit(struct sk_buff *skb, struct genl_info *info)
+{
+	const size_t max = KSMBD_NOTIFY_MAX_CAUSES;
+	struct ksmbd_notify_cause *causes;
+	struct sk_buff *msg;
+	unsigned int i, n;
+	int err = -ENOMEM;
+	bool lost;
+	void *hdr;
+
+	if (!ksmbd_notify_registered(info->snd_portid))
+		return -EPERM;
+	/* An attribute header and padding at the most for each field. */
+	causes = kvmalloc_array(max, sizeof(*causes), GFP_KERNEL);
+	msg = genlmsg_new(max * (sizeof(*causes) + 5 * NLA_HDRLEN), GFP_KERNEL);
+	if (!causes || !msg)
+		goto out;
+
+	err = -EMSGSIZE;
+	n = ksmbd_notify_causes(causes, &lost);
+	hdr = notify_put(msg, info);
+	if (!hdr || (lost && nla_put_flag(msg, KSMBD_NOTIFY_A_CAUSES_LOST)))
+		goto out;
+	for (i = 0; i < n; i++)
+		if (notify_put_cause(msg, &causes[i]))
+			goto out;
+	genlmsg_end(msg, hdr);
+	err = genlmsg_reply(msg, info);
+	msg = NULL;
+out:
+	nlmsg_free(msg);
+	kvfree(causes);
+	return err;
+}
+
 static const struct nla_policy
 notify_register_policy[KSMBD_NOTIFY_A_REGISTER_MAX + 1] = {
 	[KSMBD_NOTIFY_A_REGISTER_VERSION] = { .type = NLA_U32 },
@@ -318,6 +371,11 @@ static const struct genl_split_ops notify_ops[] = {
 		.doit		= notify_complete_doit,
 		.policy		= notify_complete_policy,
 		.maxattr	= KSMBD_NOTIFY_A_COMPLETE_MAX,
+		.flags		= GENL_ADMIN_PERM | GENL_CMD_CAP_DO,
+	},
+	{
+		.cmd		= KSMBD_NOTIFY_CMD_CAUSES,
+		.doit		= notify_causes_doit,
 		.flags		= GENL_ADMIN_PERM | GENL_CMD_CAP_DO,
 	},
 };

@@ -153,6 +153,9 @@ func (c *client) Armed(_ uint64, errno unix.Errno) error {
 	return nil
 }
 
+// Causes implements ipc.Kernel: there are no SMB requests.
+func (c *client) Causes() (genl.Causes, error) { return genl.Causes{}, nil }
+
 // Complete implements ipc.Kernel.
 func (c *client) Complete(_ uint64, records []genl.Record) error {
 	var b bytes.Buffer

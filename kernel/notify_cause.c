@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What SMB requests change.
+ *
+ * fanotify tells that a file's metadata was changed, but not what of it. For a
+ * change that comes through SMB this is known: while there are watches, every
+ * request that may change something has a cause, which says by thread, file
+ * and completion filter what that is. The daemon fetches the causes after it
+ * has read its queue: that of a change which it has read is among those that
+ * it fetches then, or was among those that it fetched the time before.
+ */
+
+#include <linux/exportfs.h>
+#include <linux/list.h>
+#include <linux/sched.h>
+#include <linux/spinlock.h>
+
+#include "glob.h"
+#include "connection.h"
+#include "ksmbd_work.h"
+#include "notify.h"
+#include "smb_common.h"
+#include "vfs_cache.h"
+
+/* All that a write is told as, see ipc/filter.go. */
+#define CHANGE_WRITE	(FILE_NOTIFY_CHANGE_LAST_WRITE | \
+			 FILE_NOTIFY_CHANGE_SIZE | \
+			 FILE_NOTIFY_CHANGE_ATTRIBUTES)
+#define CHANGE_STREAM	(FILE_NOTIFY_CHANGE_STREAM_SIZE | \
+			 FILE_NOTIFY_CHANGE_STREAM_WRITE)
+#define CHANGE_ANYTHING	(~0u)
+
+/* A request that runs, on its thread's stack. */
+struct running {
+	struct list_head		entry;
+	struct ksmbd_notify_cause	cause;
+};
+
+static DEFINE_SPINLOCK(cause_lock);
+static LIST_HEAD(causes_running);
+static struct ksmbd_notify_cause causes[KSMBD_NOTIFY_MAX_CAUSES];
+static unsigned int causes_count;
+static bool causes_lost;
+
+static void cause_set_file(struct ksmbd_notify_cause *cause,
+			   struct ksmbd_file *fp)
+{
+	int words = sizeof(cause->handle) / sizeof(u32), type;
+
+	type = exportfs_encode_fid(file_inode(fp->filp),
+				   (struct fid *)cause->handle, &words);
+	if (type < 0 || type == FILEID_INVALID)
+		return;
+	cause->handle_bytes = words * sizeof(u32);
+	cause->handle_type = type;
+}
+
+/* The completion filter of what SET_INFO is about to change. */
+static u32 set_info_filter(const struct smb2_set_info_req *req,
+			   struct ksmbd_file *fp)
+{
+	const struct smb2_file_basic_info *basic;
+	u32 filter = 0;
+
+	if (req->InfoType == SMB2_O_INFO_SECURITY)
+		return FILE_NOTIFY_CHANGE_SECURITY;
+	if (req->InfoType != SMB2_O_INFO_FILE)
+		return CHANGE_ANYTHING;
+
+	switch (req->FileInfoClass) {
+	case FILE_BASIC_INFORMATION:
+		if (le32_to_cpu(req->BufferLength) < sizeof(*basic))
+			return 0;
+		basic = (void *)req + le16_to_cpu(req->BufferOffset);
+		if (basic->Attributes)
+			filter |= FILE_NOTIFY_CHANGE_ATTRIBUTES;
+		if (basic->CreationTime)
+			filter |= FILE_NOTIFY_CHANGE_CREATION;
+		if (basic->LastAccessTime)
+			filter |= FILE_NOTIFY_CHANGE_LAST_ACCESS;
+		if (basic->LastWriteTime)
+			filter |= FILE_NOTIFY_CHANGE_LAST_WRITE;
+		return filter;
+	case FILE_FULL_EA_INFORMATION:
+		return FILE_NOTIFY_CHANGE_EA;
+	case FILE_END_OF_FILE_INFORMATION:
+	case FILE_ALLOCATION_INFORMATION:
+		return ksmbd_stream_fd(fp) ? CHANGE_STREAM : CHANGE_WRITE;
+	default:
+		return CHANGE_ANYTHING;
+	}
+}
+
+/* Returns whether the request may change metadata, and what of which file. */
+static bool cause_begin(struct ksmbd_work *work,
+			struct ksmbd_notify_cause *cause)
+{
+	void *req = ksmbd_req_buf_next(work);
+	struct ksmbd_file *fp;
+	bool changes = true;
+	u64 id;
+
+	cause->filter = CHANGE_ANYTHING;
+	switch (((struct smb2_hdr *)req)->Command) {
+	case SMB2_CREATE:
+	case SMB2_TREE_DISCONNECT:
+	case SMB2_LOGOFF:
+	case SMB2_SESSION_SETUP:
+		return true;
+	case SMB2_CLOSE:
+		id = ((struct smb2_close_req *)req)->VolatileFileId;
+		break;
+	case SMB2_WRITE:
+		id = ((struct smb2_write_req *)req)->VolatileFileId;
+		break;
+	case SMB2_SET_INFO:
+		id = ((struct smb2_set_info_req *)req)->VolatileFileId;
+		break;
+	case SMB2_IOCTL:
+		id = ((struct smb2_ioctl_req *)req)->VolatileFileId;
+		break;
+	default:
+		return false;
+	}
+
+	if (!work->sess || !work->tcon)
+		return false;
+	if (work->next_smb2_rcv_hdr_off && !has_file_id(id))
+		id = work->compound_fid;
+	fp = ksmbd_lookup_fd_fast(work, id);
+	if (!fp)
+		return false;
+	cause_set_file(cause, fp);
+
+	switch (((struct smb2_hdr *)req)->Command) {
+	case SMB2_CLOSE:
+		/* It may delete a stream, which is an xattr. */
+		changes = ksmbd_stream_fd(fp) &&
+			  fp->coption & FILE_DELETE_ON_CLOSE_LE;
+		cause->filter = FILE_NOTIFY_CHANGE_STREAM_NAME;
+		break;
+	case SMB2_WRITE:
+		cause->filter = ksmbd_stream_fd(fp) ? CHANGE_STREAM :
+						      CHANGE_WRITE;
+		break;
+	case SMB2_SET_INFO:
+		cause->filter = set_info_filter(req, fp);
+		break;
+	}
+	ksmbd_fd_put(work, fp);
+	return changes;
+}
+
+/* After CREATE it is known of which file it was, and what it did. */
+static bool create_end(struct ksmbd_work *work,
+		       struct ksmbd_notify_cause *cause)
+{
+	struct smb2_create_rsp *rsp = ksmbd_resp_buf_next(work);
+	struct ksmbd_file *fp;
+
+	if (rsp->hdr.Status)
+		return false;
+	fp = ksmbd_lookup_fd_fast(work, rsp->VolatileFileId);
+	if (!fp)
+		return false;
+	cause_set_file(cause, fp);
+	if (ksmbd_stream_fd(fp))
+		cause->filter = FILE_NOTIFY_CHANGE_STREAM_NAME | CHANGE_STREAM;
+	else if (rsp->CreateAction == cpu_to_le32(FILE_CREATED))
+		/* Its attributes, ACLs and EAs belong to the new file. */
+		cause->filter = 0;
+	else
+		cause->filter = CHANGE_WRITE;
+	ksmbd_fd_put(work, fp);
+	return true;
+}
+
+/**
+ * ksmbd_notify_process() - have a request handled
+ * @work:	smb work with the request
+ * @proc:	its handler
+ *
+ * Return:	what @proc returns
+ */
+int ksmbd_notify_process(struct ksmbd_work *work,
+			 int (*proc)(struct ksmbd_work *work))
+{
+	struct running run = { .cause.handle_type = FILEID_INVALID };
+	struct ksmbd_notify_cause *cause = &run.cause;
+	bool keep = true;
+	int ret;
+
+	/* What began before the first watch may be told as anything. */
+	if (!ksmbd_notify_watching() || !cause_begin(work, cause))
+		return proc(work);
+
+	cause->thread = task_pid_nr(current);
+	spin_lock(&cause_lock);
+	list_add_tail(&run.entry, &causes_running);
+	spin_unlock(&cause_lock);
+
+	ret = proc(work);
+
+	if (((struct smb2_hdr *)ksmbd_req_buf_next(work))->Command ==
+	    SMB2_CREATE)
+		keep = create_end(work, cause);
+	spin_lock(&cause_lock);
+	list_del(&run.entry);
+	if (keep && causes_count < KSMBD_NOTIFY_MAX_CAUSES)
+		causes[causes_count++] = *cause;
+	else if (keep)
+		causes_lost = true;
+	spin_unlock(&cause_lock);
+	return ret;
+}
+
+/**
+ * ksmbd_notify_causes() - fetch the causes of changes
+ * @to:		room for KSMBD_NOTIFY_MAX_CAUSES
+ * @lost:	whether some did not fit, here or earlier
+ *
+ * Those of requests that still run will be among the next as well.
+ *
+ * Return:	their number
+ */
+unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, bool *lost)
+{
+	struct running *run;
+	unsigned int n;
+
+	spin_lock(&cause_lock);
+	n = causes_count;
+	memcpy(to, causes, n * sizeof(*to));
+	causes_count = 0;
+	*lost = causes_lost;
+	causes_lost = false;
+	list_for_each_entry(run, &causes_running, entry) {
+		if (n == KSMBD_NOTIFY_MAX_CAUSES) {
+			*lost = true;
+			break;
+		}
+		to[n++] = run->cause;
+	}
+	spin_unlock(&cause_lock);
+	return n;
+}
