@@ -3,7 +3,10 @@
 # make build        build/ksmbd-notifyd
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
-# make test         test-unit (this machine's kernel) and test-guest (a real ksmbd in a guest)
+# make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), smbtorture's notify tests once
+#                   more on each of the other file systems, and a part of test-regression
+# make test-torture smbtorture's notify tests of two versions of Samba on all file systems, each 10 times
+# make test-regression  all of smbtorture's smb2 tests that pass with the stock module
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
 #
@@ -16,10 +19,13 @@ SHELL := /bin/bash
 SERIES  := 6.12
 export VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# What the tests vary: TRIES of each smbtorture test that must pass, FS of the share, RUN the Go tests to run.
+# What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
+# to run, SAMBA 4.22 for its smbtorture from backports rather than this machine's.
 TRIES ?= 10
+SLOW  ?= 2
 FS    ?= tmpfs
 RUN   ?= .
+SAMBA ?=
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
 PACKAGES_CHECK  := perl sparse
@@ -30,7 +36,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module run test test-unit test-guest test-debug check-kernel clean FORCE
+.PHONY: all build module run test test-unit test-guest test-filesystems test-torture test-regression test-debug check-kernel clean FORCE
 all: build
 
 build:
@@ -61,24 +67,38 @@ build/guest/root.cpio: build/linux/release test/guest/root.sh test/guest/init
 build/guest/e2e.test: FORCE
 	CGO_ENABLED=0 go test -c -tags guest -o $@ ./test/e2e
 
-guest := build/guest/root.cpio build/guest/e2e.test
+build/samba-%/smbtorture.cpio: test/guest/samba.sh
+	@$(packages) $(PACKAGES_GUEST)
+	test/guest/samba.sh $* $(@D)
+
+guest := build/guest/root.cpio build/guest/e2e.test $(SAMBA:%=build/samba-%/smbtorture.cpio)
 
 run: build module $(guest)
 	@test/guest/demo.sh build
 
-test: test-unit test-guest
+test: test-unit test-guest test-filesystems
+	@test/guest/regression.sh build '^smb2\.(compound|lock|dir|credits)\.'
 
 test-unit:
 	@$(packages) $(PACKAGES_UNIT)
 	@test/unit.sh build/test-unit.log
 
 test-guest: build module $(guest)
-	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' test/guest/test.sh build
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA='$(SAMBA)' test/guest/test.sh build
+
+test-filesystems: build module $(guest)
+	@TRIES=1 SLOW=1 test/guest/torture.sh build ext4: xfs: btrfs:
+
+test-regression: build module $(guest)
+	@test/guest/regression.sh build '^smb2\.'
+
+test-torture: build module $(guest) build/samba-4.22/smbtorture.cpio
+	@TRIES=10 SLOW=10 test/guest/torture.sh build {tmpfs,ext4,xfs,btrfs}:{,4.22}
 
 test-debug: build $(guest)
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)
 	nice test/guest/uml.sh build/linux build/uml $(SERIES)
-	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' UML=build/uml test/guest/test.sh build
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA= UML=build/uml test/guest/test.sh build
 
 clean:
 	rm -rf build

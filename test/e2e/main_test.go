@@ -14,13 +14,17 @@ import (
 )
 
 var (
-	module   = flag.String("module", "/rig/ksmbd.ko", "kernel module to load; stock: the distribution's own")
-	daemon   = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
-	fsType   = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs")
-	tries    = flag.Int("tries", 10, "how often each smbtorture test that must pass is run")
-	baseline = flag.String("baseline", "", "verdicts of the stock module, to compare ours with")
-	recordTo = flag.String("record", "", "only run the regression suites and record their verdicts in this file")
-	demo     = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
+	module = flag.String("module", "/rig/ksmbd.ko", "kernel module to load; stock: the distribution's own")
+	daemon = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
+	fsType = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs")
+	demo   = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
+
+	smbtorture = flag.String("smbtorture", "smbtorture", "Samba's smbtorture")
+	tries      = flag.Int("tries", 10, "how often each smbtorture test that must pass is run")
+	slow       = flag.Int("slow", 10, "how often those that take minutes are")
+	regression = flag.String("regression", ".", "names of the smbtorture tests to record, a regular expression")
+	baseline   = flag.String("baseline", "", "what was recorded with the stock module, to compare ours with")
+	recordTo   = flag.String("record", "", "only run smbtorture tests and record in this file which pass")
 )
 
 // results is the directory that the guest hands back to the host.

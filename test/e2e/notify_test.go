@@ -20,7 +20,7 @@ func begin(t *testing.T) {
 	if err := startNotifyd(); err != nil {
 		t.Fatal(err)
 	}
-	if err := cleanShare(); err != nil {
+	if err := clean(share); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -30,22 +30,54 @@ const (
 	user2 = "user2%pass2"
 )
 
-// The share's path must not be a mount point: before ksmbd-tools 3.4.9 ksmbd served the directory under the mount.
-const ksmbdConf = `[global]
+// shares are what ksmbd serves, each from a directory of its own below the mount, with options beyond the usual. Its path
+// must not be a mount point: before ksmbd-tools 3.4.9 ksmbd served the directory under the mount.
+var shares = []struct{ name, dir, options string }{
+	{"TEST", "share", "veto files = /vetoed-*/\n\tvfs objects = streams_xattr"},
+	{"ACL", "acl", "vfs objects = streams_xattr acl_xattr"},
+	{"DOTS", "dots", "hide dot files = no"},
+	{"INNER", "outer/inner", ""},
+	{"BESIDE", "outer/beside", ""},
+	{"OUTER", "outer", ""},
+	{lanes[0], "lane0", laneOptions},
+	{lanes[1], "lane1", laneOptions},
+	{lanes[2], "lane2", laneOptions},
+	{lanes[3], "lane3", laneOptions},
+	{lanes[4], "lane4", laneOptions},
+}
+
+// lanes are shares for tests that run side by side.
+var lanes = []string{"LANE0", "LANE1", "LANE2", "LANE3", "LANE4"}
+
+const laneOptions = "vfs objects = streams_xattr"
+
+func ksmbdConf() string {
+	conf := `[global]
 	netbios name = KSMBD
 	workgroup = WORKGROUP
 	bind interfaces only = no
 	server min protocol = SMB2_10
 	server max protocol = SMB3_11
+	server multi channel support = yes
 	map to guest = never
 	smb2 leases = no
-[TEST]
-	path = ` + share + `
-	read only = no
-	create mask = 0777
-	directory mask = 0777
-	veto files = /vetoed-*/
 `
+	for _, s := range shares {
+		conf += fmt.Sprintf("[%s]\n\tpath = %s\n\tread only = no\n\tcreate mask = 0777\n\tdirectory mask = 0777\n\t%s\n",
+			s.name, sharePath(s.name), s.options)
+	}
+	return conf
+}
+
+// sharePath is the directory that a share serves.
+func sharePath(name string) string {
+	for _, s := range shares {
+		if s.name == name {
+			return filepath.Join(mount, s.dir)
+		}
+	}
+	panic("no share " + name)
+}
 
 // long bounds every wait for something that takes a second under emulation.
 const long = 30 * time.Second
@@ -81,10 +113,16 @@ func makeShare() error {
 	} else if err := mountImage(); err != nil {
 		return err
 	}
-	if err := os.Mkdir(share, 0o777); err != nil {
-		return err
+	for _, s := range shares {
+		dir := sharePath(s.name)
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			return err
+		}
+		if err := os.Chmod(dir, 0o777); err != nil {
+			return err
+		}
 	}
-	return os.Chmod(share, 0o777)
+	return nil
 }
 
 // mountImage makes a file system of type fsType in a file and mounts it.
@@ -182,7 +220,7 @@ func configure() error {
 	if err := os.MkdirAll(filepath.Dir(confFile), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(confFile, []byte(ksmbdConf), 0o644); err != nil {
+	if err := os.WriteFile(confFile, []byte(ksmbdConf()), 0o644); err != nil {
 		return err
 	}
 	_, _, db := toolOptions()
@@ -359,14 +397,19 @@ func mark(line string) {
 	}
 }
 
-// cleanShare empties the share.
-func cleanShare() error {
-	entries, err := os.ReadDir(share)
+// clean empties the directory of a share. What was there is moved aside and not removed: a client that died may still
+// have it open, and the stock module's own removal of what is gone already, on the last close, crashes the kernel.
+func clean(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	aside, err := os.MkdirTemp(mount, "aside-")
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(share, e.Name())); err != nil {
+		if err := os.Rename(filepath.Join(dir, e.Name()), filepath.Join(aside, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -420,23 +420,6 @@ func TestWireRefused(t *testing.T) {
 	w.quiet(c)
 }
 
-// MaxTransactSize is the longest buffer, in every dialect that ksmbd speaks.
-func TestWireMaxTransact(t *testing.T) {
-	for _, d := range []smb2.Dialect{smb2.Dialect210, smb2.Dialect300, smb2.Dialect302, smb2.Dialect311} {
-		t.Run(d.String(), func(t *testing.T) {
-			w := newWire(t, wireLimit)
-			c, tree := w.connect(smb2.Options{Dialect: d})
-			f := w.open(tree, "")
-			p := smb2.NotifyParams{Filter: smb2.FilterNames, Length: c.MaxTransact() + 1}
-			w.refused(f, p, smb2.StatusInvalidParameter)
-			p.Length--
-			call, _ := w.park(f, p)
-			w.touch("file")
-			w.told(call, "ADDED file")
-		})
-	}
-}
-
 // Nothing fits in a buffer of length 0, and the first length is a ceiling.
 func TestWireLengthZero(t *testing.T) {
 	w := newWire(t, wireLimit)
@@ -701,68 +684,6 @@ func TestWireMaxPending(t *testing.T) {
 	w.touch("file")
 	w.told(call, "ADDED file")
 	w.quiet(c)
-}
-
-// Both responses are protected as the session demands. The client verifies every signature.
-func TestWireProtected(t *testing.T) {
-	for _, o := range []smb2.Options{
-		{Dialect: smb2.Dialect210, Sign: true},
-		{Dialect: smb2.Dialect300, Sign: true},
-		{Dialect: smb2.Dialect311, Sign: true},
-		{Dialect: smb2.Dialect311, Encrypt: true},
-	} {
-		name := o.Dialect.String() + "-sign"
-		if o.Encrypt {
-			name = o.Dialect.String() + "-encrypt"
-		}
-		t.Run(name, func(t *testing.T) {
-			w := newWire(t, wireLimit)
-			c, tree := w.connect(o)
-			f := w.open(tree, "")
-			check := func(interim, final *smb2.Response) {
-				t.Helper()
-				if o.Encrypt && (!interim.Encrypted || !final.Encrypted) {
-					t.Errorf("%v: interim encrypted %v, final %v", final.Status, interim.Encrypted, final.Encrypted)
-				}
-				// MS-SMB2 3.3.4.1.1 leaves an interim response unsigned.
-				if o.Sign && !final.Signed {
-					t.Errorf("final response %v is not signed", final.Status)
-				}
-			}
-
-			call, interim := w.park(f, wireNames())
-			w.touch("file")
-			check(interim, w.told(call, "ADDED file"))
-
-			call, interim = w.park(f, wireNames())
-			w.ok(call.Cancel(w.ctx))
-			check(interim, w.ends(call, smb2.StatusCancelled))
-
-			call, interim = w.park(f, wireNames())
-			w.ok(f.Close(w.ctx))
-			check(interim, w.ends(call, smb2.StatusNotifyCleanup))
-
-			notify := tree.Related().NotifyRequest(wireNames())
-			notify.Related = true
-			calls, err := c.Send(w.ctx, tree.CreateRequest(smb2.CreateParams{
-				Name: w.name, Access: wireRead, Disposition: smb2.DispositionOpen,
-			}), notify)
-			w.ok(err)
-			created := w.ends(calls[0], smb2.StatusSuccess)
-			interim = w.pending(calls[1])
-			check(created, created)
-			w.touch("compound")
-			check(interim, w.told(calls[1], "ADDED compound"))
-
-			data := w.createFile(tree, "data")
-			w.ok(data.Write(w.ctx, 0, []byte("hello")))
-			got, err := data.Read(w.ctx, 0, 10)
-			w.ok(err)
-			if string(got) != "hello" {
-				t.Errorf("read %q", got)
-			}
-		})
-	}
 }
 
 // Two handles on one directory know nothing of each other.

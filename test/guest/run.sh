@@ -4,7 +4,8 @@
 # Boots the guest, runs COMMAND there with every FILE in /rig, prints its output as it comes, and leaves in
 # BUILD/guest/out/NAME: test.log, console.log, dmesg.txt and what the command wrote to /out.
 # Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
-# With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM and with CPUS processors (2).
+# With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM, with CPUS processors (2) and, in its
+# root, the cpio archive OVERLAY too.
 set -euo pipefail
 
 build=$(realpath "$1")
@@ -33,7 +34,7 @@ printf '%q ' exec "$@" > "$tmp/over/rig/job"
 args=(loglevel=5 panic=-1 oops=panic softlockup_panic=1 log_buf_len=4M "rig.timeout=$((limit - 30))")
 
 boot_qemu() {
-	{ cat "$build/guest/root.cpio"; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
+	{ cat "$build/guest/root.cpio" ${OVERLAY:+"$OVERLAY"}; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
 	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -smp "${CPUS:-2}" -m 2048 \
 		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
 		-device virtio-serial-pci \

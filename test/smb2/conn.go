@@ -97,6 +97,8 @@ func (c *Call) Cancel(ctx context.Context) error {
 // Conn is a connection with at most one session.
 type Conn struct {
 	nc          net.Conn
+	options     Options
+	guid        [16]byte // of the client
 	dialect     Dialect
 	maxTransact uint32
 
@@ -108,6 +110,7 @@ type Conn struct {
 	calls   map[uint64]*Call
 	session uint64
 	keys    *keys
+	binding *keys // of the session that the connection is being bound to
 	signing bool
 
 	done chan struct{} // closed when the reader has ended
@@ -166,6 +169,9 @@ func (c *Conn) Send(ctx context.Context, reqs ...*Request) ([]*Call, error) {
 	}
 	c.mu.Lock()
 	k, session, signing := c.keys, c.session, c.signing
+	if c.binding != nil {
+		k, signing = &keys{mac: c.binding.mac}, true
+	}
 	c.mu.Unlock()
 
 	var frame []byte

@@ -26,6 +26,7 @@ const (
 	Write          Command = 9
 	Cancel         Command = 12
 	Echo           Command = 13
+	QueryDirectory Command = 14
 	ChangeNotify   Command = 15
 	SetInfo        Command = 17
 )
@@ -58,6 +59,7 @@ const (
 	StatusPending                Status = 0x00000103
 	StatusNotifyCleanup          Status = 0x0000010b
 	StatusNotifyEnumDir          Status = 0x0000010c
+	StatusNoMoreFiles            Status = 0x80000006
 	StatusInvalidParameter       Status = 0xc000000d
 	StatusMoreProcessingRequired Status = 0xc0000016
 	StatusAccessDenied           Status = 0xc0000022
@@ -75,6 +77,7 @@ func (s Status) String() string {
 		StatusPending:                "PENDING",
 		StatusNotifyCleanup:          "NOTIFY_CLEANUP",
 		StatusNotifyEnumDir:          "NOTIFY_ENUM_DIR",
+		StatusNoMoreFiles:            "NO_MORE_FILES",
 		StatusInvalidParameter:       "INVALID_PARAMETER",
 		StatusMoreProcessingRequired: "MORE_PROCESSING_REQUIRED",
 		StatusAccessDenied:           "ACCESS_DENIED",

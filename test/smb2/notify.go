@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"unicode/utf16"
 )
 
 // Filter is a CompletionFilter, MS-SMB2 2.2.35.
@@ -119,11 +118,7 @@ func decodeRecords(b []byte) ([]Record, error) {
 		if nameLen == 0 || nameLen%2 != 0 || nameLen > len(b)-12 {
 			return nil, fmt.Errorf("change record %d: name of %d bytes", len(records), nameLen)
 		}
-		name := make([]uint16, nameLen/2)
-		for i := range name {
-			name[i] = le.Uint16(b[12+2*i:])
-		}
-		records = append(records, Record{Action(le.Uint32(b[4:])), string(utf16.Decode(name))})
+		records = append(records, Record{Action(le.Uint32(b[4:])), fromUTF16(b[12 : 12+nameLen])})
 		if next == 0 {
 			return records, nil
 		}

@@ -6,9 +6,11 @@ import (
 	"crypto/hmac"
 	"crypto/md5"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/md4"
 )
@@ -72,4 +74,27 @@ func filetime(t time.Time) uint64 {
 
 func utf16le(s string) []byte {
 	return pack(utf16.Encode([]rune(s)))
+}
+
+// fromUTF16 decodes a name. Half of a surrogate pair is kept apart from all
+// else that it could be.
+func fromUTF16(b []byte) string {
+	var s []byte
+	for len(b) >= 2 {
+		r := rune(le.Uint16(b))
+		b = b[2:]
+		if utf16.IsSurrogate(r) {
+			pair := utf8.RuneError
+			if len(b) >= 2 {
+				pair = utf16.DecodeRune(r, rune(le.Uint16(b)))
+			}
+			if pair == utf8.RuneError {
+				s = fmt.Appendf(s, "{half %04x}", r)
+				continue
+			}
+			r, b = pair, b[2:]
+		}
+		s = utf8.AppendRune(s, r)
+	}
+	return string(s)
 }

@@ -53,6 +53,40 @@ func TestCMAC(t *testing.T) {
 	}
 }
 
+// The vectors are those that Python's cryptography gives: RFC 3610 has none with these lengths.
+func TestCCM(t *testing.T) {
+	count := func(from, to byte) (b []byte) {
+		for ; from < to; from++ {
+			b = append(b, from)
+		}
+		return b
+	}
+	nonce, plain := count(16, 27), count(100, 140)
+	for _, test := range []struct {
+		key, aad []byte
+		want     string
+	}{
+		{count(0, 16), count(0, 32), "280a1bbca8d43bc0e261870c5212ecdd551dae2e37a40094963df87c1d7950698d4ff23dcbcbe5eb891485c317a784816c414c8014008011"},
+		{count(0, 32), nil, "433b89ff27af776103141cca920fa7ef57a6b90604eed758dd2ff26edb43113723921baf0297a8ebb822115fe3f20bd2f65c6751d586b8a0"},
+	} {
+		block, err := aes.NewCipher(test.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ccm{block}.Seal(nil, nonce, plain, test.aad)
+		if !bytes.Equal(got, unhex(t, test.want)) {
+			t.Errorf("%d bits: % x", 8*len(test.key), got)
+		}
+		if back, err := (ccm{block}).Open(nil, nonce, got, test.aad); err != nil || !bytes.Equal(back, plain) {
+			t.Errorf("%d bits: back % x, %v", 8*len(test.key), back, err)
+		}
+		got[0]++
+		if _, err := (ccm{block}).Open(nil, nonce, got, test.aad); err == nil {
+			t.Error("opened what was changed")
+		}
+	}
+}
+
 // entry is one FILE_NOTIFY_INFORMATION with its padding.
 func entry(next uint32, action Action, name string, pad int) []byte {
 	n := utf16le(name)

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Whatever of smbtorture passes with the stock module passes with ours. What is about CHANGE_NOTIFY TestTorture runs.
+
+// twice runs a test again when it did not pass: some come and go under emulation, whatever the module.
+func twice(name, share string) (verdict, error) {
+	const limit = 30 * time.Second
+	v, err := torture(name, share, limit)
+	if err == nil && v.result != "PASS" && v.result != "SKIP" && v.result != "TIMEOUT" {
+		v, err = torture(name, share, limit)
+	}
+	return v, err
+}
+
+// sideBySide runs tests twice, on as many shares at a time as there are lanes.
+func sideBySide(names []string, done func(name string, v verdict)) error {
+	todo := make(chan string, len(names))
+	for _, name := range names {
+		todo <- name
+	}
+	close(todo)
+	var (
+		mu     sync.Mutex
+		failed error
+		wg     sync.WaitGroup
+	)
+	for _, share := range lanes {
+		wg.Go(func() {
+			for name := range todo {
+				v, err := twice(name, share)
+				mu.Lock()
+				failed = errors.Join(failed, err)
+				done(name, v)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+// recordRegression writes the names of the tests that pass to a file, one a line.
+func recordRegression(file string) error {
+	names, err := testsOf(regexp.MustCompile(*regression))
+	if err != nil {
+		return err
+	}
+	var table bytes.Buffer
+	err = sideBySide(names, func(name string, v verdict) {
+		fmt.Printf("%-60s %v\n", name, v)
+		if v.result == "PASS" && !notifyTests.MatchString(name) {
+			fmt.Fprintln(&table, name)
+		}
+	})
+	return errors.Join(err, os.WriteFile(file, table.Bytes(), 0o644))
+}
+
+// TestRegression runs what passed when it was recorded with the stock module.
+func TestRegression(t *testing.T) {
+	if *baseline == "" {
+		t.Fatal("no verdicts of the stock module to compare with; see -record")
+	}
+	begin(t)
+	stock, err := os.ReadFile(*baseline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table bytes.Buffer
+	passed := 0
+	err = sideBySide(strings.Fields(string(stock)), func(name string, v verdict) {
+		fmt.Fprintf(&table, "%s\t%s\t%s\n", name, v.result, v.reason)
+		reason, fails := expected(name)
+		switch {
+		case v.result == "PASS":
+			passed++
+		case fails:
+			t.Logf("%s does not pass, as expected (%s): %v", name, reason, v)
+		default:
+			t.Errorf("%s passes with the stock module, with ours: %v", name, v)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d tests pass", passed)
+	if err := os.WriteFile(filepath.Join(results, "regression.tsv"), table.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,58 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# samba.sh VERSION DIR: smbtorture of another Samba than the host's, from the distribution's backports, for the guest.
+# Its packages are unpacked and never installed, and the host's apt knows nothing of it: lists and packages are in DIR.
+#
+# Leaves DIR/smbtorture.cpio: /usr/bin/smbtorture-VERSION and, in /opt/samba-VERSION, the program and its libraries.
+set -euo pipefail
+
+version=$1
+mkdir -p "$2"
+dir=$(realpath "$2")
+die() { echo "samba: $*" >&2; exit 1; }
+command -v apt-get >/dev/null || die "no apt-get here: Samba's packages come from Debian"
+
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' | sed -n "s/^$codename //p" | head -1)
+[ -n "$mirror" ] || die "this machine's apt has no mirror of $codename"
+mkdir -p "$dir"/apt/{lists,cache,parts}
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $codename-backports main" > "$dir/apt/parts/backports.list"
+backports() {
+	local get=$1
+	shift
+	apt-get -q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$dir/apt/parts" -o Dir::State::Lists="$dir/apt/lists" \
+		-o Dir::Cache="$dir/apt/cache" -o APT::Sandbox::User=root "$get" "$@" | grep -E '^(Get:|E:)' || true
+}
+
+echo "samba: smbtorture $version from $codename-backports (about 30 MB)"
+rm -rf "$dir"/{dl,deb,root}
+mkdir "$dir"/{dl,deb}
+backports update
+cd "$dir/dl"
+backports download samba-testsuite samba-libs samba-common-bin libsmbclient winbind python3-samba python3-ldb libldb2 libtalloc2 libtdb1 libtevent0
+got=$(dpkg-deb -f samba-testsuite_*.deb Version 2>/dev/null) || die "$codename-backports has no samba-testsuite"
+case $got in
+*:"$version".*) ;;
+*) die "$codename-backports has Samba $got, not $version" ;;
+esac
+for d in *.deb; do dpkg-deb -x "$d" "$dir/deb"; done
+
+# Its own libraries stand together, away from those of the host's Samba.
+export LD_LIBRARY_PATH=$dir/deb/usr/lib/$(uname -m)-linux-gnu:$dir/deb/usr/lib/$(uname -m)-linux-gnu/samba
+libs=$(ldd "$dir/deb/usr/bin/smbtorture")
+! grep 'not found' <<< "$libs" || die "smbtorture lacks libraries"
+opt=opt/samba-$version
+mkdir -p "$dir/root/$opt" "$dir/root/usr/bin"
+chmod -R 755 "$dir/root"
+cp "$dir/deb/usr/bin/smbtorture" "$dir/root/$opt/"
+grep -o '/[^ :)]*' <<< "$libs" | while read -r lib; do
+	to=$dir/root$lib
+	[ "${lib#"$dir/deb"}" = "$lib" ] || to=$dir/root/$opt/${lib##*/}
+	mkdir -p "${to%/*}"
+	cp -L "$lib" "$to"
+done
+printf '#!/bin/sh\nLD_LIBRARY_PATH=/%s exec /%s/smbtorture "$@"\n' "$opt" "$opt" > "$dir/root/usr/bin/smbtorture-$version"
+chmod 755 "$dir/root/usr/bin/smbtorture-$version"
+(cd "$dir/root" && find . | cpio --quiet -o -R 0:0 -H newc) > "$dir/smbtorture.cpio.new"
+rm -rf "$dir"/{apt,dl,deb}
+mv "$dir/smbtorture.cpio.new" "$dir/smbtorture.cpio"

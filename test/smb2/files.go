@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package smb2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Access rights, MS-SMB2 2.2.13.1.
+const (
+	AccessListDirectory  uint32 = 0x00000001 // FILE_READ_DATA of a file
+	AccessReadAttributes uint32 = 0x00000080
+	AccessDelete         uint32 = 0x00010000
+	AccessMaximum        uint32 = 0x02000000
+)
+
+// CreateDisposition and CreateOptions, MS-SMB2 2.2.13.
+const (
+	DispositionOpen      uint32 = 1
+	DispositionCreate    uint32 = 2
+	DispositionOpenIf    uint32 = 3
+	DispositionOverwrite uint32 = 4
+	OptionDirectory      uint32 = 0x01
+	OptionFile           uint32 = 0x40
+	OptionDeleteOnClose  uint32 = 0x1000
+)
+
+// OplockBatch is a RequestedOplockLevel, MS-SMB2 2.2.13.
+const OplockBatch uint8 = 9
+
+// CreateParams are those of a CREATE request. Everything is shared.
+type CreateParams struct {
+	Name        string // relative to the share, with backslashes; empty is its root
+	Access      uint32
+	Disposition uint32
+	Options     uint32
+	Oplock      uint8
+	Context     []byte // a create context, made by CreateContext; or none
+}
+
+// CreateContext is a SMB2_CREATE_CONTEXT, MS-SMB2 2.2.13.2, with a name of four
+// characters.
+func CreateContext(name string, data []byte) []byte {
+	return pack(uint32(0), uint16(16), uint16(4), uint16(0), uint16(24), uint32(len(data)), []byte(name), uint32(0), data)
+}
+
+// CreateRequest is a CREATE, MS-SMB2 2.2.13.
+func (t *Tree) CreateRequest(p CreateParams) *Request {
+	name := utf16le(p.Name)
+	nameLen := uint16(len(name))
+	if nameLen == 0 {
+		name = make([]byte, 8) // the body has a variable part, always
+	}
+	contextOff := uint32(0)
+	if len(p.Context) > 0 {
+		name = append(name, make([]byte, -len(name)&7)...)
+		contextOff = uint32(headerLen + 56 + len(name))
+	}
+	const impersonation, share = 2, 7
+	return &Request{
+		Command: Create,
+		TreeID:  t.ID,
+		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), p.Access, uint32(0),
+			uint32(share), p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(p.Context)),
+			name, p.Context),
+	}
+}
+
+// File is an open file or directory.
+type File struct {
+	ID   [16]byte
+	Tree *Tree
+}
+
+// Conn is the connection of the file's tree.
+func (f *File) Conn() *Conn { return f.Tree.conn }
+
+// Related stands for the file of the request before, in a related compound.
+func (t *Tree) Related() *File {
+	f := &File{Tree: t}
+	for i := range f.ID {
+		f.ID[i] = 0xff
+	}
+	return f
+}
+
+// Created is the file that a CREATE response opened.
+func (t *Tree) Created(r *Response) (*File, error) {
+	if len(r.Body) < 80 {
+		return nil, fmt.Errorf("CREATE: %w", errShort)
+	}
+	return &File{ID: [16]byte(r.Body[64:]), Tree: t}, nil
+}
+
+// Create opens or creates a file or directory.
+func (t *Tree) Create(ctx context.Context, p CreateParams) (*File, error) {
+	r, err := t.conn.Do(ctx, t.CreateRequest(p))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p.Name, err)
+	}
+	return t.Created(r)
+}
+
+// CloseRequest is a CLOSE.
+func (f *File) CloseRequest() *Request {
+	return &Request{Command: Close, TreeID: f.Tree.ID, Body: pack(uint16(24), uint16(0), uint32(0), f.ID)}
+}
+
+// do sends one request for the file and waits for its final response.
+func (f *File) do(ctx context.Context, cmd Command, body []byte) (*Response, error) {
+	return f.Tree.conn.Do(ctx, &Request{Command: cmd, TreeID: f.Tree.ID, Body: body})
+}
+
+// Close closes the handle.
+func (f *File) Close(ctx context.Context) error {
+	_, err := f.Tree.conn.Do(ctx, f.CloseRequest())
+	return err
+}
+
+// Write writes data at an offset in bytes, MS-SMB2 2.2.21.
+func (f *File) Write(ctx context.Context, offset uint64, data []byte) error {
+	_, err := f.do(ctx, Write, pack(uint16(49), uint16(headerLen+48), uint32(len(data)), offset, f.ID,
+		uint32(0), uint32(0), uint32(0), uint32(0), data))
+	return err
+}
+
+// Read reads up to n bytes at an offset, MS-SMB2 2.2.19.
+func (f *File) Read(ctx context.Context, offset uint64, n uint32) ([]byte, error) {
+	r, err := f.do(ctx, Read, pack(uint16(49), uint16(0), n, offset, f.ID,
+		uint32(0), uint32(0), uint32(0), uint32(0), uint8(0)))
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Body) < 16 {
+		return nil, fmt.Errorf("READ: %w", errShort)
+	}
+	off, length := int(r.Body[2]), int(le.Uint32(r.Body[4:]))
+	if off > len(r.raw) || length > len(r.raw)-off {
+		return nil, fmt.Errorf("READ: %w", errShort)
+	}
+	return r.raw[off : off+length], nil
+}
+
+// Delete sets the delete disposition, MS-FSCC 2.4.11.
+func (f *File) Delete(ctx context.Context) error { return f.setFile(ctx, 13, []byte{1}) }
+
+// Rename renames to a name relative to the share, MS-FSCC 2.4.37.2.
+func (f *File) Rename(ctx context.Context, name string, replace bool) error {
+	return f.setFile(ctx, 10, target(name, replace))
+}
+
+// Link makes a hard link, its name relative to the share, MS-FSCC 2.4.21.2.
+func (f *File) Link(ctx context.Context, name string) error {
+	return f.setFile(ctx, 11, target(name, false))
+}
+
+func target(name string, replace bool) []byte {
+	n := utf16le(name)
+	return pack(replace, [7]byte{}, uint64(0), uint32(len(n)), n)
+}
+
+// Basic is FileBasicInformation, MS-FSCC 2.4.7. What is zero stays as it is.
+type Basic struct {
+	Creation, LastAccess, LastWrite, Change time.Time
+	Attributes                              uint32
+}
+
+// File attributes, MS-FSCC 2.6.
+const (
+	AttributeHidden  uint32 = 0x02
+	AttributeArchive uint32 = 0x20
+)
+
+// SetBasic sets times and attributes.
+func (f *File) SetBasic(ctx context.Context, b Basic) error {
+	var info []byte
+	for _, t := range []time.Time{b.Creation, b.LastAccess, b.LastWrite, b.Change} {
+		var v uint64
+		if !t.IsZero() {
+			v = filetime(t)
+		}
+		info = append(info, pack(v)...)
+	}
+	return f.setFile(ctx, 4, append(info, pack(b.Attributes, uint32(0))...))
+}
+
+// SetSize sets the end of the file in bytes, MS-FSCC 2.4.13.
+func (f *File) SetSize(ctx context.Context, n uint64) error { return f.setFile(ctx, 20, pack(n)) }
+
+// SetEA sets an extended attribute, MS-FSCC 2.4.15.
+func (f *File) SetEA(ctx context.Context, name, value string) error {
+	return f.setFile(ctx, 15, pack(uint32(0), uint8(0), uint8(len(name)), uint16(len(value)), []byte(name), uint8(0), []byte(value)))
+}
+
+// ACE is an access that a DACL allows, MS-DTYP 2.4.4.2.
+type ACE struct {
+	SID  []byte // see SID
+	Mask uint32
+}
+
+// SID is a security identifier, MS-DTYP 2.4.2.2.
+func SID(authority uint8, sub ...uint32) []byte {
+	return pack(uint8(1), uint8(len(sub)), [5]byte{}, authority, sub)
+}
+
+// SetDACL sets the discretionary access control list, MS-DTYP 2.4.5, 2.4.6.
+func (f *File) SetDACL(ctx context.Context, aces ...ACE) error {
+	var list []byte
+	for _, a := range aces {
+		list = append(list, pack(uint8(0), uint8(3), uint16(8+len(a.SID)), a.Mask, a.SID)...) // allowed, inherited by all
+	}
+	acl := pack(uint8(2), uint8(0), uint16(8+len(list)), uint16(len(aces)), uint16(0), list)
+	const infoSecurity, dacl = 3, 4
+	const present, protected, relative = 0x0004, 0x1000, 0x8000
+	return f.setInfo(ctx, infoSecurity, 0, dacl,
+		pack(uint8(1), uint8(0), uint16(present|protected|relative), uint32(0), uint32(0), uint32(0), uint32(20), acl))
+}
+
+// setFile sets a file information class.
+func (f *File) setFile(ctx context.Context, class uint8, info []byte) error {
+	return f.setInfo(ctx, 1, class, 0, info)
+}
+
+// setInfo is a SET_INFO, MS-SMB2 2.2.39.
+func (f *File) setInfo(ctx context.Context, kind, class uint8, additional uint32, info []byte) error {
+	_, err := f.do(ctx, SetInfo, pack(uint16(33), kind, class, uint32(len(info)), uint16(headerLen+32),
+		uint16(0), additional, f.ID, info))
+	return err
+}
+
+// List gives the names in a directory as QUERY_DIRECTORY shows them, without
+// "." and "..", MS-SMB2 2.2.33 and MS-FSCC 2.4.33.
+func (f *File) List(ctx context.Context) ([]string, error) {
+	const namesInformation, length = 12, 65536
+	var names []string
+	for {
+		pattern := utf16le("*")
+		r, err := f.do(ctx, QueryDirectory, pack(uint16(33), uint8(namesInformation), uint8(0), uint32(0), f.ID,
+			uint16(headerLen+32), uint16(len(pattern)), uint32(length), pattern))
+		if errors.Is(err, StatusNoMoreFiles) {
+			return names, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(r.Body) < 8 {
+			return nil, fmt.Errorf("QUERY_DIRECTORY: %w", errShort)
+		}
+		off, n := int(le.Uint16(r.Body[2:])), int(le.Uint32(r.Body[4:]))
+		if off > len(r.raw) || n > len(r.raw)-off {
+			return nil, fmt.Errorf("QUERY_DIRECTORY: %w", errShort)
+		}
+		for b := r.raw[off : off+n]; ; {
+			if len(b) < 12 || int(le.Uint32(b[8:])) > len(b)-12 || int(le.Uint32(b)) > len(b) {
+				return nil, fmt.Errorf("QUERY_DIRECTORY: %w", errShort)
+			}
+			if s := fromUTF16(b[12 : 12+le.Uint32(b[8:])]); s != "." && s != ".." {
+				names = append(names, s)
+			}
+			next := le.Uint32(b)
+			if next == 0 {
+				break
+			}
+			b = b[next:]
+		}
+	}
+}
