@@ -144,9 +144,9 @@ func (p place) prepare() {
 	for _, name := range []string{"file", "victim", "other/victim", "outside/in"} {
 		p.ok(os.WriteFile(p.at(name), []byte("hello"), 0o666))
 	}
-	const user = 1000 // the first one, as in the guest's /etc/passwd: only an owner may set times and ACLs
+	// Only an owner may set times and ACLs.
 	p.ok(filepath.WalkDir(p.dir, func(path string, _ os.DirEntry, err error) error {
-		return errors.Join(err, os.Chown(path, user, user), os.Chmod(path, 0o777))
+		return errors.Join(err, os.Chown(path, uid1, uid1), os.Chmod(path, 0o777))
 	}))
 }
 
@@ -249,7 +249,7 @@ func operations() (bySMB, onServer map[string]operation) {
 		"chmod":           func(p place) error { return os.Chmod(p.at("file"), 0o600) },
 		"chmod dir":       func(p place) error { return os.Chmod(p.at("dir"), 0o700) },
 		"chmod itself":    func(p place) error { return os.Chmod(filepath.Join(p.dir, "watched"), 0o755) },
-		"chown":           func(p place) error { return os.Chown(p.at("file"), 1001, 1001) },
+		"chown":           func(p place) error { return os.Chown(p.at("file"), uid2, uid2) },
 		"set xattr":       func(p place) error { return unix.Setxattr(p.at("file"), "user.test", []byte("value"), 0) },
 		"touch":           utimes(now, now),
 		"set last write":  utimes(omit, unix.Timespec{Sec: future.Unix()}),

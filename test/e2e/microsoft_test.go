@@ -156,7 +156,7 @@ func TestMicrosoft(t *testing.T) {
 			with := func(t *testing.T) env {
 				e := env{newWire(t, wireLimit), conn, tree, o}
 				e.touch("file")
-				e.ok(os.Chown(filepath.Join(e.dir, "file"), 1000, 1000)) // the user, see the guest's /etc/passwd
+				e.ok(os.Chown(filepath.Join(e.dir, "file"), uid1, uid1))
 				return e
 			}
 			for _, c := range changes {

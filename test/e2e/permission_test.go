@@ -5,18 +5,27 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"ksmbd-notifyd/test/smb2"
+)
+
+// Users of the guest's /etc/passwd.
+const (
+	uid1 = 1000
+	uid2 = 1001
 )
 
 // TestPermissions: a watch tree tells only of directories that its user can list and get to.
 func TestPermissions(t *testing.T) {
 	begin(t)
 	w := newWire(t, long)
-	const owner = 1000 // "user", see /etc/passwd
 	for _, dir := range []struct {
 		name string
 		mode os.FileMode
@@ -30,7 +39,7 @@ func TestPermissions(t *testing.T) {
 		path := filepath.Join(w.dir, dir.name)
 		w.mkdir(dir.name)
 		w.ok(os.Chmod(path, dir.mode))
-		w.ok(os.Chown(path, owner, owner))
+		w.ok(os.Chown(path, uid1, uid1))
 	}
 	all := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 65536}
 	_, tree1 := w.connect(smb2.Options{})
@@ -90,4 +99,189 @@ func TestVetoFiles(t *testing.T) {
 	w.told(call, "ADDED file")
 	w.ok(os.Rename(filepath.Join(w.dir, "file"), filepath.Join(w.dir, "vetoed-file")))
 	w.told(w.send(f, all), "REMOVED file")
+}
+
+// posixACL gives the second user an entry of permissions in a directory's ACL, besides those of a mode of 0755 or 0700.
+func posixACL(w *wire, path string, others, user2 uint16) {
+	const tagOwner, tagUser, tagGroup, tagMask, tagOther, nobody = 0x01, 0x02, 0x04, 0x10, 0x20, 0xffffffff
+	acl := binary.LittleEndian.AppendUint32(nil, 2) // linux/posix_acl_xattr.h
+	for _, e := range []struct {
+		tag, perm uint16
+		id        uint32
+	}{
+		{tagOwner, 7, nobody}, {tagUser, user2, uid2}, {tagGroup, others, nobody}, {tagMask, 7, nobody}, {tagOther, others, nobody},
+	} {
+		acl = binary.LittleEndian.AppendUint16(acl, e.tag)
+		acl = binary.LittleEndian.AppendUint16(acl, e.perm)
+		acl = binary.LittleEndian.AppendUint32(acl, e.id)
+	}
+	w.ok(unix.Setxattr(path, "system.posix_acl_access", acl, 0))
+}
+
+// windowsACL sets an ACL that ksmbd keeps beside the mode, which lets everyone in.
+func windowsACL(w *wire, tree *smb2.Tree, name string, aces ...smb2.ACE) {
+	dir := w.create(tree, smb2.CreateParams{
+		Name: w.path(name), Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+	})
+	w.ok(dir.SetDACL(w.ctx, aces...))
+	w.ok(dir.Close(w.ctx))
+	w.ok(os.Chmod(filepath.Join(w.dir, name), 0o777))
+}
+
+// TestHiddenDirectory: whatever keeps a user from listing a directory keeps what happens in it from being told, and
+// nothing else does. Of what leaves it or comes in, the half outside is told. The user's own open of a directory says
+// which it is.
+func TestHiddenDirectory(t *testing.T) {
+	chmod := func(mode os.FileMode) func(*wire, *smb2.Tree, string) {
+		return func(w *wire, _ *smb2.Tree, path string) { w.ok(os.Chmod(path, mode)) }
+	}
+	for _, test := range []struct {
+		name, share    string
+		hide           func(w *wire, tree *smb2.Tree, path string)
+		private, inner bool // may be listed
+	}{
+		{"mode", "TEST", chmod(0o700), false, false},
+		{"passage", "TEST", chmod(0o711), false, true},
+		{"open", "TEST", chmod(0o755), true, true},
+		{"posix-acl", "TEST", func(w *wire, _ *smb2.Tree, path string) { posixACL(w, path, 5, 0) }, false, false},
+		{"posix-acl-grants", "TEST", func(w *wire, _ *smb2.Tree, path string) { posixACL(w, path, 0, 5) }, true, true},
+		// ksmbd asks the Windows ACL of what is opened, and none of those on the way.
+		{"windows-acl", "ACL", func(w *wire, tree *smb2.Tree, _ string) { windowsACL(w, tree, "private") }, false, true},
+		{"windows-acl-grants", "ACL", func(w *wire, tree *smb2.Tree, _ string) {
+			windowsACL(w, tree, "private", smb2.ACE{SID: smb2.SID(1, 0), Mask: 0x1f01ff}) // everyone, everything
+		}, true, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			begin(t)
+			w := newWireAt(t, long, sharePath(test.share))
+			for _, name := range []string{"private", "open"} {
+				w.mkdir(name)
+				w.ok(os.Chown(filepath.Join(w.dir, name), uid1, uid1))
+			}
+			w.mkdir("private/inner")
+			owner, err := w.dial(smb2.Options{}).TreeConnect(w.ctx, test.share)
+			w.ok(err)
+			test.hide(w, owner, filepath.Join(w.dir, "private"))
+			tree, err := w.dial(wireUser2()).TreeConnect(w.ctx, test.share)
+			w.ok(err)
+			for name, may := range map[string]bool{"private": test.private, `private\inner`: test.inner} {
+				dir, err := tree.Create(w.ctx, smb2.CreateParams{
+					Name: w.path(name), Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+				})
+				if (err == nil) != may {
+					t.Fatalf("the user opens %s: %v", name, err)
+				}
+				if err == nil {
+					w.ok(dir.Close(w.ctx))
+				}
+			}
+			var want []string
+			expect := func(may bool, records ...string) {
+				if may {
+					want = append(want, records...)
+				}
+			}
+			rename := func(old, name string) {
+				w.ok(os.Rename(filepath.Join(w.dir, old), filepath.Join(w.dir, name)))
+			}
+
+			f := w.open(tree, "")
+			p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterAll, Length: 65536}
+			w.arm(f, p)
+			w.touch("private/a")
+			rename("private/a", "private/b")
+			w.ok(os.Chmod(filepath.Join(w.dir, "private/b"), 0o600))
+			rename("private/b", "open/b")
+			expect(test.private, `ADDED private\a`, `RENAMED_OLD_NAME private\a`, `RENAMED_NEW_NAME private\b`, `MODIFIED private\b`,
+				`REMOVED private\b`)
+			rename("open/b", "private/c")
+			expect(true, `ADDED open\b`, `REMOVED open\b`)
+			expect(test.private, `ADDED private\c`)
+			w.touch("private/inner/d")
+			expect(test.inner, `ADDED private\inner\d`)
+			w.touch("end")
+			expect(true, "ADDED end")
+			w.toldInAll(f, p, want...)
+
+			// A directory that is gone has no permissions any more.
+			want = nil
+			w.ok(os.RemoveAll(filepath.Join(w.dir, "private/inner")))
+			expect(test.inner, `REMOVED private\inner\d`)
+			expect(test.private, `REMOVED private\inner`)
+			w.touch("end2")
+			expect(true, "ADDED end2")
+			w.toldInAll(f, p, want...)
+		})
+	}
+}
+
+// TestHiddenDirectoryRemoved: a directory that others cannot list goes, with all that is in it. That it went is told, and
+// nothing of what was in it, not even that there is something to be listed anew.
+func TestHiddenDirectoryRemoved(t *testing.T) {
+	begin(t)
+	w := newWire(t, long)
+	for _, name := range []string{"private", "private/a", "private/a/b"} {
+		w.mkdir(name)
+		for i := range 20 {
+			w.touch(filepath.Join(name, string(rune('a'+i))+"-file"))
+		}
+	}
+	w.ok(os.Chmod(filepath.Join(w.dir, "private"), 0o700))
+	_, tree := w.connect2()
+	f := w.open(tree, "")
+	p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterAll, Length: 65536}
+	call, _ := w.park(f, p)
+	w.ok(os.RemoveAll(filepath.Join(w.dir, "private")))
+	w.touch("end")
+	w.told(call, "REMOVED private")
+	w.told(w.send(f, p), "ADDED end")
+}
+
+// TestOtherShares: a watch tree tells of its share alone, whatever is above or beside it in the same file system.
+func TestOtherShares(t *testing.T) {
+	begin(t)
+	w := newWire(t, long)
+	w.ok(clean(sharePath("INNER")))
+	w.ok(clean(sharePath("BESIDE")))
+	watch := func(share string) *smb2.File {
+		tree, err := w.dial(smb2.Options{}).TreeConnect(w.ctx, share)
+		w.ok(err)
+		return w.create(tree, smb2.CreateParams{Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory})
+	}
+	outer, inner := watch("OUTER"), watch("INNER")
+	p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 65536}
+	w.arm(outer, p)
+	w.arm(inner, p)
+	at := func(share, name string) string { return filepath.Join(sharePath(share), name) }
+	for _, name := range []string{at("OUTER", "a"), at("BESIDE", "b"), at("INNER", "c"), at("TEST", "d")} {
+		w.ok(os.WriteFile(name, nil, 0o666))
+	}
+	w.ok(os.Rename(at("INNER", "c"), at("BESIDE", "c")))
+	w.ok(os.Rename(at("BESIDE", "b"), at("INNER", "b")))
+	w.ok(os.Remove(at("OUTER", "a")))
+	w.toldInAll(inner, p, "ADDED c", "REMOVED c", "ADDED b")
+	w.toldInAll(outer, p, "ADDED a", `ADDED beside\b`, `ADDED inner\c`, `REMOVED inner\c`, `ADDED beside\c`,
+		`REMOVED beside\b`, `ADDED inner\b`, "REMOVED a")
+	w.quiet(inner.Conn())
+}
+
+// TestDotFiles: listings show dot files, as hidden or as not; they are told.
+func TestDotFiles(t *testing.T) {
+	for _, share := range []string{"TEST", "DOTS"} {
+		t.Run(share, func(t *testing.T) {
+			begin(t)
+			w := newWireAt(t, long, sharePath(share))
+			tree, err := w.dial(smb2.Options{}).TreeConnect(w.ctx, share)
+			w.ok(err)
+			f := w.open(tree, "")
+			call, _ := w.park(f, wireNames())
+			w.touch(".dot")
+			names, err := w.open(tree, "").List(w.ctx)
+			w.ok(err)
+			if !slices.Equal(names, []string{".dot"}) {
+				t.Fatalf("listed %q", names)
+			}
+			w.told(call, "ADDED .dot")
+		})
+	}
 }

@@ -33,10 +33,15 @@ type wire struct {
 }
 
 func newWire(t *testing.T, limit time.Duration) *wire {
+	return newWireAt(t, limit, wireEnv("SMB2_TEST_DIR", "/srv/fs/share"))
+}
+
+// newWireAt gives a test a directory in that of a share.
+func newWireAt(t *testing.T, limit time.Duration, dir string) *wire {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	name := strings.ReplaceAll(t.Name(), "/", "-")
-	w := &wire{T: t, ctx: ctx, name: name, dir: filepath.Join(wireEnv("SMB2_TEST_DIR", "/srv/fs/share"), name)}
+	w := &wire{T: t, ctx: ctx, name: name, dir: filepath.Join(dir, name)}
 	w.ok(os.RemoveAll(w.dir))
 	w.mkdir("")
 	t.Cleanup(func() {
@@ -80,7 +85,7 @@ func (w *wire) touch(name string) {
 	w.ok(f.Close())
 }
 
-// dial connects as the first user. A connection that failed fails the test.
+// dial connects as the first user.
 func (w *wire) dial(o smb2.Options) *smb2.Conn {
 	w.Helper()
 	if o.Dialect == 0 {
@@ -92,6 +97,19 @@ func (w *wire) dial(o smb2.Options) *smb2.Conn {
 	o.Credits = 512
 	c, err := smb2.Dial(w.ctx, wireEnv("SMB2_TEST_ADDR", "127.0.0.1:445"), o)
 	w.ok(err)
+	return w.watchOver(c)
+}
+
+// bind makes one more channel of a connection's session.
+func (w *wire) bind(c *smb2.Conn) *smb2.Conn {
+	w.Helper()
+	channel, err := c.Bind(w.ctx)
+	w.ok(err)
+	return w.watchOver(channel)
+}
+
+// watchOver closes a connection in the end; one that failed before fails the test.
+func (w *wire) watchOver(c *smb2.Conn) *smb2.Conn {
 	w.Cleanup(func() {
 		if err := c.Err(); err != nil && !errors.Is(err, net.ErrClosed) && !w.Failed() {
 			w.Errorf("the connection did not live to the end: %v", err)
@@ -107,10 +125,14 @@ func (w *wire) connect(o smb2.Options) (*smb2.Conn, *smb2.Tree) {
 	return c, w.tree(c)
 }
 
-// connect2 connects as the second user.
+// wireUser2 connects as the second user.
+func wireUser2() smb2.Options {
+	return smb2.Options{User: wireEnv("SMB2_TEST_USER2", "user2"), Password: wireEnv("SMB2_TEST_PASSWORD2", "pass2")}
+}
+
 func (w *wire) connect2() (*smb2.Conn, *smb2.Tree) {
 	w.Helper()
-	return w.connect(smb2.Options{User: wireEnv("SMB2_TEST_USER2", "user2"), Password: wireEnv("SMB2_TEST_PASSWORD2", "pass2")})
+	return w.connect(wireUser2())
 }
 
 func (w *wire) tree(c *smb2.Conn) *smb2.Tree {
@@ -485,6 +507,18 @@ func TestWireCompound(t *testing.T) {
 	statuses([]smb2.Status{gone, gone}, tree.CreateRequest(create), notify)
 	// CLOSE is not ours; Windows has it say the same as NOTIFY.
 	statuses([]smb2.Status{gone, gone, smb2.StatusInvalidParameter}, tree.CreateRequest(create), notify, closing)
+
+	// The last one pends, related to those before or not, unless they closed its handle.
+	f = w.open(tree, "")
+	other := w.createFile(tree, "other")
+	calls, err := c.Send(w.ctx, other.CloseRequest(), f.NotifyRequest(wireNames()))
+	w.ok(err)
+	if closed, interim := w.ends(calls[0], ok), w.pending(calls[1]); closed.Seq > interim.Seq {
+		t.Error("PENDING came before the CLOSE response")
+	}
+	w.touch("file")
+	w.told(calls[1], "ADDED file")
+	statuses([]smb2.Status{ok, smb2.StatusFileClosed}, f.CloseRequest(), f.NotifyRequest(wireNames()))
 	w.quiet(c)
 }
 
@@ -568,24 +602,6 @@ func TestWireDropped(t *testing.T) {
 	w.told(call, "ADDED file")
 	w.told(bystander, "ADDED file")
 	w.quiet(c)
-}
-
-// An asynchronous request costs no credits in the long run.
-func TestWireCredits(t *testing.T) {
-	w := newWire(t, 2*time.Minute)
-	c, tree := w.connect(smb2.Options{})
-	f := w.open(tree, "")
-	const rounds = 600 // more than there are credits
-	balance, start := c.Credits(), time.Now()
-	for i := range rounds {
-		w.arm(f, wireNames())
-		if now := c.Credits(); now < balance {
-			t.Fatalf("round %d: %d credits of %d left", i, now, balance)
-		}
-	}
-	t.Logf("NOTIFY, PENDING, CANCEL, CANCELLED: %v a round, %d credits, then %d", time.Since(start)/rounds, balance, c.Credits())
-	w.touch("file")
-	w.told(w.send(f, wireNames()), "ADDED file")
 }
 
 // Requests on one handle complete first in, first out, with one record each.

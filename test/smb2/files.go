@@ -78,6 +78,12 @@ type File struct {
 // Conn is the connection of the file's tree.
 func (f *File) Conn() *Conn { return f.Tree.conn }
 
+// On is the same tree over another channel of its session.
+func (t *Tree) On(c *Conn) *Tree { return &Tree{ID: t.ID, conn: c} }
+
+// On is the same file over another channel of its session.
+func (f *File) On(c *Conn) *File { return &File{ID: f.ID, Tree: f.Tree.On(c)} }
+
 // Related stands for the file of the request before, in a related compound.
 func (t *Tree) Related() *File {
 	f := &File{Tree: t}
@@ -235,10 +241,11 @@ func (f *File) setInfo(ctx context.Context, kind, class uint8, additional uint32
 // "." and "..", MS-SMB2 2.2.33 and MS-FSCC 2.4.33.
 func (f *File) List(ctx context.Context) ([]string, error) {
 	const namesInformation, length = 12, 65536
+	flags := uint8(1) // SMB2_RESTART_SCANS, in the first
 	var names []string
-	for {
+	for ; ; flags = 0 {
 		pattern := utf16le("*")
-		r, err := f.do(ctx, QueryDirectory, pack(uint16(33), uint8(namesInformation), uint8(0), uint32(0), f.ID,
+		r, err := f.do(ctx, QueryDirectory, pack(uint16(33), uint8(namesInformation), flags, uint32(0), f.ID,
 			uint16(headerLen+32), uint16(len(pattern)), uint32(length), pattern))
 		if errors.Is(err, StatusNoMoreFiles) {
 			return names, nil

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"ksmbd-notifyd/test/smb2"
+)
+
+// connections counts those that ksmbd has: each has a thread named after its client's port.
+func connections(t *testing.T) (n int) {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if comm, err := os.ReadFile(name); err == nil && regexp.MustCompile(`^ksmbd:\d+\n$`).Match(comm) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestMultichannel: a request is answered on the channel that it came by, with that channel's key, whatever ends it.
+func TestMultichannel(t *testing.T) {
+	for _, o := range []smb2.Options{
+		{Dialect: smb2.Dialect300, Sign: true},
+		{Dialect: smb2.Dialect311, Sign: true},
+		{Dialect: smb2.Dialect311, Cipher: smb2.AES128GCM},
+	} {
+		t.Run(fmt.Sprintf("%v-%v", o.Dialect, o.Cipher), func(t *testing.T) {
+			begin(t)
+			w := newWire(t, wireLimit)
+			c1, tree := w.connect(o)
+			c2 := w.bind(c1)
+			f1 := w.open(tree, "")
+			f2 := f1.On(c2)
+			check := func(r *smb2.Response) {
+				t.Helper()
+				w.protected(o, r)
+				w.quiet(c1)
+				w.quiet(c2)
+			}
+
+			// In the order in which they came, each where it came from.
+			first, _ := w.park(f2, wireNames())
+			second, _ := w.park(f1, wireNames())
+			w.touch("a")
+			check(w.told(first, "ADDED a"))
+			w.touch("b")
+			check(w.told(second, "ADDED b"))
+
+			call, _ := w.park(f2, wireNames())
+			w.ok(call.Cancel(w.ctx))
+			check(w.ends(call, smb2.StatusCancelled))
+
+			// The handle is the session's: it is closed over one channel while requests pend on both.
+			first, _ = w.park(f2, wireNames())
+			second, _ = w.park(f1, wireNames())
+			w.ok(f1.Close(w.ctx))
+			check(w.ends(first, smb2.StatusNotifyCleanup))
+			check(w.ends(second, smb2.StatusNotifyCleanup))
+
+			// A channel that is lost takes its requests with it and leaves the watch as it is.
+			f1 = w.open(tree, "")
+			c3 := w.bind(c1)
+			before := connections(t)
+			w.park(f1.On(c3), wireNames())
+			c3.Reset()
+			w.ok(until(long, func() error {
+				if n := connections(t); n != before-1 {
+					return fmt.Errorf("%d connections, there were %d", n, before)
+				}
+				return nil
+			}))
+			w.touch("c")
+			w.told(w.send(f1, wireNames()), "ADDED c")
+
+			last, _ := w.park(f1.On(c2), wireNames())
+			_, err := c1.Do(w.ctx, smb2.LogoffRequest())
+			w.ok(err)
+			w.ends(last, smb2.StatusNotifyCleanup)
+		})
+	}
+}
+
+// TestCredits: an asynchronous request costs no credits in the long run, nor anything else.
+func TestCredits(t *testing.T) {
+	begin(t)
+	w := newWire(t, 10*time.Minute)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	const batch = 100
+	balance, start := c.Credits(), time.Now()
+	for done := 0; done < *requests; done += batch {
+		var calls [batch]*smb2.Call
+		for i := range calls {
+			calls[i] = w.send(f, wireNames())
+		}
+		for i, call := range calls {
+			interim := w.pending(call)
+			if i%2 == 0 {
+				w.ok(c.CancelAsync(w.ctx, interim.ID))
+			} else {
+				w.ok(call.Cancel(w.ctx))
+			}
+		}
+		for _, call := range calls {
+			w.ends(call, smb2.StatusCancelled)
+		}
+		if now := c.Credits(); now < balance {
+			t.Fatalf("after %d requests: %d credits of %d left", done+batch, now, balance)
+		}
+	}
+	t.Logf("%d requests in %v, %v each; %d credits, then %d", *requests, time.Since(start),
+		time.Since(start)/time.Duration(*requests), balance, c.Credits())
+	w.touch("file")
+	w.told(w.send(f, wireNames()), "ADDED file")
+}
