@@ -53,7 +53,9 @@ func (k *causes) of(c fanotify.Change) Filter {
 		for _, file := range [...][]byte{c.File, nil} {
 			filter, ok := f.by[causeKey{c.Thread, string(file)}]
 			cause |= filter
-			known = known || ok
+			// Of any file, it is the only one that its thread changes
+			// attributes of now. But it may also write for a loop device.
+			known = known || ok && (file != nil || c.Op&fanotify.Modify == 0)
 		}
 	}
 	if !known || k.now.lost || k.old.lost {

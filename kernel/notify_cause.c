@@ -91,6 +91,37 @@ static u32 set_info_filter(const struct smb2_set_info_req *req,
 	}
 }
 
+/*
+ * Returns whether CREATE may change anything, and what as far as it can be
+ * told beforehand. What a new file has, it came with.
+ */
+static bool create_filter(const struct smb2_create_req *req, u32 *filter)
+{
+	const __le16 *name = (void *)req + le16_to_cpu(req->NameOffset);
+	int i, units = le16_to_cpu(req->NameLength) / sizeof(*name);
+	bool stream = false, creates = true, overwrites = true;
+
+	for (i = 0; i < units && !stream; i++)
+		stream = get_unaligned_le16(&name[i]) == ':';
+	switch (req->CreateDisposition & FILE_CREATE_MASK_LE) {
+	case FILE_OPEN_LE:
+		return false;
+	case FILE_CREATE_LE:
+	case FILE_OPEN_IF_LE:
+		overwrites = false;
+		break;
+	case FILE_OVERWRITE_LE:
+		creates = false;
+		break;
+	}
+	*filter = 0;
+	if (overwrites)
+		*filter |= stream ? CHANGE_STREAM : CHANGE_WRITE;
+	if (creates && stream)
+		*filter |= FILE_NOTIFY_CHANGE_STREAM_NAME;
+	return true;
+}
+
 /* Returns whether the request may change metadata, and what of which file. */
 static bool cause_begin(struct ksmbd_work *work,
 			struct ksmbd_notify_cause *cause)
@@ -103,6 +134,7 @@ static bool cause_begin(struct ksmbd_work *work,
 	cause->filter = CHANGE_ANYTHING;
 	switch (((struct smb2_hdr *)req)->Command) {
 	case SMB2_CREATE:
+		return create_filter(req, &cause->filter);
 	case SMB2_TREE_DISCONNECT:
 	case SMB2_LOGOFF:
 	case SMB2_SESSION_SETUP:
@@ -151,7 +183,7 @@ static bool cause_begin(struct ksmbd_work *work,
 	return changes;
 }
 
-/* After CREATE it is known of which file it was, and what it did. */
+/* After CREATE it is known which file that was. */
 static bool create_end(struct ksmbd_work *work,
 		       struct ksmbd_notify_cause *cause)
 {
@@ -164,13 +196,9 @@ static bool create_end(struct ksmbd_work *work,
 	if (!fp)
 		return false;
 	cause_set_file(cause, fp);
-	if (ksmbd_stream_fd(fp))
-		cause->filter = FILE_NOTIFY_CHANGE_STREAM_NAME | CHANGE_STREAM;
-	else if (rsp->CreateAction == cpu_to_le32(FILE_CREATED))
-		/* Its attributes, ACLs and EAs belong to the new file. */
+	if (!ksmbd_stream_fd(fp) &&
+	    rsp->CreateAction == cpu_to_le32(FILE_CREATED))
 		cause->filter = 0;
-	else
-		cause->filter = CHANGE_WRITE;
 	ksmbd_fd_put(work, fp);
 	return true;
 }
