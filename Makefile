@@ -10,6 +10,8 @@
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
 #
+# SERIES=7.3 has all that for another kernel series.
+#
 # Everything fetched or built goes to build/. What a target needs of the host it installs with apt-get, as root.
 
 SHELL := /bin/bash
@@ -18,6 +20,8 @@ SHELL := /bin/bash
 
 SERIES  := 6.12
 export VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Another series than the default has all that depends on it in a directory of its own.
+BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 for its smbtorture from backports rather than this machine's.
@@ -40,65 +44,65 @@ packages = test/guest/packages.sh
 all: build
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o build/ksmbd-notifyd ./cmd/ksmbd-notifyd
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
-build/linux/release: FORCE
+$(BUILD)/linux/release: FORCE
 	@$(packages) xz-utils
-	@test/guest/fetch.sh $(SERIES) build/linux
+	@test/guest/fetch.sh $(SERIES) $(BUILD)/linux
 
-build/module/done: build/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/*-$(SERIES).patch)
+$(BUILD)/module/done: $(BUILD)/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/*-$(SERIES).patch)
 	@$(packages) $(PACKAGES_MODULE)
-	kernel/build.sh build/linux build/module $(SERIES)
+	kernel/build.sh $(BUILD)/linux $(BUILD)/module $(SERIES)
 	@touch $@
 
-module: build/module/done
+module: $(BUILD)/module/done
 
-check-kernel: build/linux/release
+check-kernel: $(BUILD)/linux/release
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_CHECK)
-	kernel/check.sh build/linux build/check $(SERIES)
+	kernel/check.sh $(BUILD)/linux $(BUILD)/check $(SERIES)
 
-build/guest/root.cpio: build/linux/release test/guest/root.sh test/guest/init
+$(BUILD)/guest/root.cpio: $(BUILD)/linux/release test/guest/root.sh test/guest/init
 	@$(packages) $(PACKAGES_GUEST)
-	test/guest/root.sh build/linux build/guest/root
-	cd build/guest/root && find . | cpio --quiet -o -R 0:0 -H newc > ../root.cpio.new
-	@mv build/guest/root.cpio.new $@
+	test/guest/root.sh $(BUILD)/linux $(BUILD)/guest/root
+	cd $(BUILD)/guest/root && find . | cpio --quiet -o -R 0:0 -H newc > ../root.cpio.new
+	@mv $(BUILD)/guest/root.cpio.new $@
 
-build/guest/e2e.test: FORCE
+$(BUILD)/guest/e2e.test: FORCE
 	CGO_ENABLED=0 go test -c -tags guest -o $@ ./test/e2e
 
-build/samba-%/smbtorture.cpio: test/guest/samba.sh
+$(BUILD)/samba-%/smbtorture.cpio: test/guest/samba.sh
 	@$(packages) $(PACKAGES_GUEST)
 	test/guest/samba.sh $* $(@D)
 
-guest := build/guest/root.cpio build/guest/e2e.test $(SAMBA:%=build/samba-%/smbtorture.cpio)
+guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/samba-%/smbtorture.cpio)
 
 run: build module $(guest)
-	@test/guest/demo.sh build
+	@test/guest/demo.sh $(BUILD)
 
 test: test-unit test-guest test-filesystems
-	@test/guest/regression.sh build '^smb2\.(compound|lock|dir|credits)\.'
+	@test/guest/regression.sh $(BUILD) '^smb2\.(compound|lock|dir|credits)\.'
 
 test-unit:
 	@$(packages) $(PACKAGES_UNIT)
 	@test/unit.sh build/test-unit.log
 
 test-guest: build module $(guest)
-	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA='$(SAMBA)' test/guest/test.sh build
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA='$(SAMBA)' test/guest/test.sh $(BUILD)
 
 test-filesystems: build module $(guest)
-	@TRIES=1 SLOW=1 test/guest/torture.sh build ext4: xfs: btrfs:
+	@TRIES=1 SLOW=1 test/guest/torture.sh $(BUILD) ext4: xfs: btrfs:
 
 test-regression: build module $(guest)
-	@test/guest/regression.sh build '^smb2\.'
+	@test/guest/regression.sh $(BUILD) '^smb2\.'
 
-test-torture: build module $(guest) build/samba-4.22/smbtorture.cpio
-	@TRIES=10 SLOW=10 test/guest/torture.sh build {tmpfs,ext4,xfs,btrfs}:{,4.22}
+test-torture: build module $(guest) $(BUILD)/samba-4.22/smbtorture.cpio
+	@TRIES=10 SLOW=10 test/guest/torture.sh $(BUILD) {tmpfs,ext4,xfs,btrfs}:{,4.22}
 
 test-debug: build $(guest)
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)
-	nice test/guest/uml.sh build/linux build/uml $(SERIES)
-	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA= UML=build/uml test/guest/test.sh build
+	nice test/guest/uml.sh $(BUILD)/linux $(BUILD)/uml $(SERIES)
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA= UML=$(BUILD)/uml test/guest/test.sh $(BUILD)
 
 clean:
 	rm -rf build

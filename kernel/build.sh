@@ -19,8 +19,11 @@ if [ ! -x "$out/asn1_compiler" ]; then
 	for a in *.asn1; do "$out/asn1_compiler" "$a" "$a.c" "$a.h"; done
 	cd - > /dev/null
 fi
+args=(CONFIG_SMB_SERVER=m CC=gcc)
 # BTF would need pahole, and a vmlinux that is not here either.
-make -s -C "$linux/hdr/usr/src/linux-headers-$kver" M="$out/fs/smb/server" CONFIG_SMB_SERVER=m CONFIG_DEBUG_INFO_BTF_MODULES= \
-	-j"$(nproc)" "$@" modules
+args+=(CONFIG_DEBUG_INFO_BTF_MODULES=)
+# A kernel that a newer gcc has built may ask for what this one does not know.
+gcc -fmin-function-alignment=16 -c -xc /dev/null -o /dev/null 2> /dev/null || args+=(CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=)
+make -s -C "$linux/hdr/usr/src/linux-headers-$kver" M="$out/fs/smb/server" "${args[@]}" -j"$(nproc)" "$@" modules
 strip -g -o "$out/ksmbd.ko" "$out/fs/smb/server/ksmbd.ko"
 echo "build: $(realpath --relative-to=. "$out/ksmbd.ko")"

@@ -35,6 +35,7 @@
 #include "mgmt/user_session.h"
 #include "ndr.h"
 #include "notify.h"
+#include "notify_compat.h"
 #include "notify_uapi.h"
 #include "server.h"
 #include "smb_common.h"
@@ -1333,7 +1334,7 @@ static int may_list(struct ksmbd_notify_request *req,
 	if (may > 0 && test_share_config_flag(work->tcon->share_conf,
 					      KSMBD_SHARE_FLAG_ACL_XATTR))
 		may = !smb_check_perm_dacl(work->conn, &path, &daccess, daccess,
-					   work->sess->user->uid);
+					   work->sess->user->uid, false);
 	dput(path.dentry);
 	return may;
 }
@@ -1346,7 +1347,8 @@ static bool was_hidden(struct ksmbd_notify_request *req, const char *name,
 		       int len)
 {
 	char *copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
-	struct path path, *top = &req->dir->f_path;
+	const struct path *top = &req->dir->f_path;
+	struct path path;
 	bool hidden = false;
 	int err = -ENOENT;
 	char *end;

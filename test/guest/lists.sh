@@ -4,13 +4,13 @@
 # Old lists name packages that a mirror no longer has.
 set -euo pipefail
 
-lists=/var/lib/apt/lists
-if [ "${1:-}" != now ] && [ -n "$(find $lists -maxdepth 1 -name '*Packages*' -mtime -1 2>/dev/null | head -1)" ]; then
+eval "$(apt-config shell lists Dir::State::Lists/d)" # APT_CONFIG may name other ones than this machine's
+if [ "${1:-}" != now ] && [ -n "$(find "$lists" -maxdepth 1 -name '*Packages*' -mtime -1 2>/dev/null | head -1)" ]; then
 	exit 0
 fi
-if [ "$(id -u)" != 0 ]; then
+if [ ! -w "$lists" ]; then
 	# Old lists may do; without any, nothing can be found.
-	[ -n "$(find $lists -maxdepth 1 -name '*Packages*' | head -1)" ] && exit 0
+	[ -n "$(find "$lists" -maxdepth 1 -name '*Packages*' | head -1)" ] && exit 0
 	echo "lists: no package lists and not root; run: apt-get update" >&2
 	exit 1
 fi

@@ -1,0 +1,26 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# backports.sh DIR: apt's configuration for Debian's current release and its backports, for use as APT_CONFIG; prints its
+# name. All of it lives in DIR, this machine's own apt is only asked for its Debian mirror.
+set -euo pipefail
+
+release=trixie
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+die() { echo "backports: $*" >&2; exit 1; }
+
+mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sort -u | head -1)
+[ -n "$mirror" ] || die "apt knows no Debian mirror here"
+[ -s $keyring ] || die "no $keyring: install debian-archive-keyring"
+mkdir -p "$1"/{lists,cache}
+dir=$(realpath "$1")
+printf "deb [signed-by=$keyring] $mirror %s main\n" $release $release-backports > "$dir/sources.list"
+cat > "$dir/apt.conf" <<END
+Dir::State::Lists "$dir/lists";
+Dir::Cache "$dir/cache";
+Dir::Etc::SourceList "$dir/sources.list";
+Dir::Etc::SourceParts "-";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+APT::Sandbox::User "root";
+END
+echo "$dir/apt.conf"
