@@ -749,6 +749,9 @@ int ksmbd_notify(struct ksmbd_work *work)
 	struct smb2_hdr *rsp_hdr = ksmbd_resp_buf_next(work);
 	__le32 status;
 
+	/* A related request may do without; CLOSE after it looks here. */
+	rsp_hdr->SessionId = cpu_to_le64(work->sess->id);
+
 	status = notify_request(work, req);
 	if (status == STATUS_PENDING) {
 		notify_leave_compound(work);

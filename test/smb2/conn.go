@@ -354,6 +354,8 @@ func (c *Conn) deliver(r *Response) error {
 		return fmt.Errorf("%v, message %d, %v: nothing waits for it", r.Command, r.MessageID, r.Status)
 	case call.Command != r.Command:
 		return fmt.Errorf("%v, message %d: answers a %v", r.Command, r.MessageID, call.Command)
+	case r.Command == ChangeNotify && r.SessionID != c.session: // whatever a related request said
+		return fmt.Errorf("%v, message %d: of session %#x", r.Command, r.MessageID, r.SessionID)
 	case !r.Interim():
 		delete(c.calls, r.MessageID)
 	case call.interim:
