@@ -485,7 +485,7 @@ static struct notify_watch *watch_alloc(struct ksmbd_work *work,
 {
 	struct notify_watch *watch;
 
-	watch = kzalloc(sizeof(*watch), KSMBD_DEFAULT_GFP);
+	watch = kzalloc_obj(*watch, KSMBD_DEFAULT_GFP);
 	if (!watch)
 		return NULL;
 	INIT_LIST_HEAD(&watch->item.entry);
@@ -506,7 +506,7 @@ static struct ksmbd_notify_request *request_alloc(struct ksmbd_work *work)
 	struct ksmbd_work *rsp;
 	struct smb2_hdr *hdr;
 
-	req = kzalloc(sizeof(*req), KSMBD_DEFAULT_GFP);
+	req = kzalloc_obj(*req, KSMBD_DEFAULT_GFP);
 	rsp = ksmbd_alloc_work_struct();
 	if (!req || !rsp)
 		goto err;
@@ -1314,7 +1314,6 @@ static int may_list(struct ksmbd_notify_request *req,
 	struct mnt_idmap *idmap = mnt_idmap(path.mnt);
 	int mask = MAY_READ | MAY_EXEC;
 	struct dentry *dentry, *parent;
-	__le32 daccess = FILE_LIST_DIRECTORY_LE;
 	int may = 1;
 
 	path.dentry = exportfs_decode_fh(path.mnt, (struct fid *)fh->f_handle,
@@ -1336,8 +1335,9 @@ static int may_list(struct ksmbd_notify_request *req,
 	dput(dentry);
 	if (may > 0 && test_share_config_flag(work->tcon->share_conf,
 					      KSMBD_SHARE_FLAG_ACL_XATTR))
-		may = !smb_check_perm_dacl(work->conn, &path, &daccess, daccess,
-					   work->sess->user->uid, false);
+		may = notify_dacl_grants(work->conn, &path,
+					 FILE_LIST_DIRECTORY_LE,
+					 work->sess->user->uid);
 	dput(path.dentry);
 	return may;
 }

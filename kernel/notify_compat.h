@@ -1,20 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What differs between the kernel series that notify.c is built for, as the
- * newest has it. What ksmbd itself is to do differently is in hooks-*.patch.
+ * What differs between the kernel series that notify.c is built for. What
+ * ksmbd itself has to do differently is in hooks-*.patch.
  */
 
 #ifndef __KSMBD_NOTIFY_COMPAT_H__
 #define __KSMBD_NOTIFY_COMPAT_H__
 
+#include <linux/slab.h>
 #include <linux/version.h>
 
 #include "smbacl.h"
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
-/* Since 7.3 it is told how strict to be; before, it never was. */
-#define smb_check_perm_dacl(conn, path, pdaccess, daccess, uid, strict) \
-	smb_check_perm_dacl(conn, path, pdaccess, daccess, uid)
+/* 6.12 has none. */
+#ifndef kzalloc_obj
+#define kzalloc_obj(obj, gfp)	kzalloc(sizeof(obj), gfp)
 #endif
+
+/* Whether the Windows ACL of @path grants @daccess to an open by @uid. */
+static inline bool notify_dacl_grants(struct ksmbd_conn *conn,
+				      const struct path *path, __le32 daccess,
+				      int uid)
+{
+	__le32 granted = daccess;
+
+#if KERNEL_VERSION(7, 3, 0) > LINUX_VERSION_CODE
+	return !smb_check_perm_dacl(conn, path, &granted, daccess, uid);
+#else
+	return !smb_check_perm_dacl(conn, path, &granted, daccess, uid, false);
+#endif
+}
 
 #endif /* __KSMBD_NOTIFY_COMPAT_H__ */
