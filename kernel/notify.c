@@ -66,7 +66,7 @@ struct notify_item {
 struct notify_watch {
 	struct notify_item	item;
 	struct list_head	entry;		/* in notify_watches until closed */
-	struct list_head	requests;	/* not yet taken, oldest first */
+	struct list_head	requests;	/* not yet ended, oldest first */
 	struct ksmbd_file	*fp;		/* NULL once closed */
 	struct file		*dir;		/* a reference, until closed */
 	u32			filter;
@@ -85,7 +85,7 @@ struct ksmbd_notify_request {
 	struct notify_watch	*watch;		/* a reference */
 	struct ksmbd_work	*work;		/* the response */
 	struct hlist_node	hash;		/* in notify_requests until taken */
-	struct list_head	entry;		/* in watch->requests until taken */
+	struct list_head	entry;		/* in watch->requests until ended */
 	struct list_head	waiting;	/* in notify_waiting until handled */
 	struct list_head	send;		/* in ksmbd_notify_conn.send */
 	struct ksmbd_notify_request *held_next;
@@ -300,7 +300,7 @@ static void watch_close(struct notify_watch *watch, __le32 status,
 		     tail = &(*tail)->held_next)
 			;
 	list_for_each_entry_safe(req, tmp, &watch->requests, entry) {
-		if (tail && !req->held) {
+		if (tail && !req->held && !req->taken) {
 			req->held = true;
 			*tail = req;
 			tail = &req->held_next;
@@ -769,12 +769,13 @@ static DECLARE_DELAYED_WORK(notify_timeout, notify_timeout_work);
 static void notify_timeout_work(struct work_struct *ws)
 {
 	struct ksmbd_notify_request *req, *tmp;
+	unsigned long now = jiffies;
 
 	spin_lock(&notify_lock);
 	list_for_each_entry_safe(req, tmp, &notify_waiting, waiting) {
-		if (time_before(jiffies, req->deadline)) {
-			queue_delayed_work(notify_wq, &notify_timeout,
-					   req->deadline - jiffies);
+		if (time_before(now, req->deadline)) {
+			mod_delayed_work(notify_wq, &notify_timeout,
+					 req->deadline - now);
 			break;
 		}
 		request_promise(req);
@@ -800,7 +801,7 @@ static void request_offer(struct ksmbd_notify_request *req)
 	req->deadline = jiffies + msecs_to_jiffies(KSMBD_NOTIFY_ACK_TIMEOUT);
 	list_add_tail(&req->waiting, &notify_waiting);
 	queue_delayed_work(notify_wq, &notify_timeout,
-			   req->deadline - jiffies);
+			   msecs_to_jiffies(KSMBD_NOTIFY_ACK_TIMEOUT));
 }
 
 /**
@@ -838,9 +839,8 @@ void ksmbd_notify_release(struct ksmbd_work *work)
 static bool notify_in_compound(struct ksmbd_work *work, __le64 sess_id,
 			       __le64 mid)
 {
-	size_t len = get_rfc1002_len(work->request_buf);
+	u64 len = get_rfc1002_len(work->request_buf), off = 0;
 	struct smb2_hdr *hdr;
-	size_t off = 0;
 
 	for (;;) {
 		hdr = smb_get_msg(work->request_buf) + off;
@@ -1158,7 +1158,8 @@ void ksmbd_notify_unpop(u32 daemon)
 	notify_inflight = NULL;
 	/* If it was queued again, it is for something that supersedes it. */
 	if (list_empty(&item->entry) &&
-	    (item_is_request(item) || item_watch(item)->fp)) {
+	    (item->type != KSMBD_NOTIFY_ITEM_TYPE_WATCH ||
+	     item_watch(item)->fp)) {
 		if (item->type == KSMBD_NOTIFY_ITEM_TYPE_WATCH)
 			item_watch(item)->rescan = item_watch(item)->promised;
 		list_add(&item->entry, &notify_items);
@@ -1259,7 +1260,9 @@ struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 id,
 		if (req->item.id != id || !req->known)
 			continue;
 		found = req;
-		request_take(req);
+		/* It stays with its watch: who ends that notes a status. */
+		req->taken = true;
+		hash_del(&req->hash);
 		request_set_handled(req);
 		req->watch->promised = true;
 		req->response = response;
@@ -1449,16 +1452,14 @@ void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
 /* All records were withheld: @req goes on as if they had never been. */
 static void request_unclaim(struct ksmbd_notify_request *req)
 {
-	struct notify_watch *watch = req->watch;
-
 	lockdep_assert_held(&notify_lock);
 
-	if (!watch->fp || req->status) {
-		request_finish(req, req->status ?: STATUS_NOTIFY_CLEANUP);
+	if (req->status) {
+		list_del_init(&req->entry);
+		request_finish(req, req->status);
 		return;
 	}
 	req->taken = false;
-	list_add(&req->entry, &watch->requests);
 	hash_add(notify_requests, &req->hash, req->item.id);
 	request_send(req);
 }
@@ -1498,6 +1499,7 @@ int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
 	if (err) {
 		request_unclaim(req);
 	} else {
+		list_del_init(&req->entry);
 		req->status = nt_status;
 		req->done = true;
 		request_send(req);
