@@ -560,6 +560,7 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 {
 	struct ksmbd_conn *conn = work->conn;
 	__le32 status = STATUS_SUCCESS;
+	struct smb2_hdr *hdr;
 
 	spin_lock(&conn->request_lock);
 	spin_lock(&notify_lock);
@@ -600,7 +601,9 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 	hash_add(notify_requests, &req->hash, req->item.id);
 
 	/* CANCEL may have overtaken. */
-	if (work->state == KSMBD_WORK_CANCELLED) {
+	hdr = smb_get_msg(req->work->request_buf);
+	if (work->state == KSMBD_WORK_CANCELLED ||
+	    conn->notify.cancelled == hdr->MessageId) {
 		req->work->state = KSMBD_WORK_CANCELLED;
 		request_end(req, STATUS_CANCELLED);
 	} else if (!fp) {
@@ -699,6 +702,10 @@ static __le32 notify_request(struct ksmbd_work *work,
 		if (!has_file_id(id) && le32_to_cpu(last->Status) >> 30 == 3)
 			return last->Status;
 	}
+	/* MS-SMB2 3.3.5.2.7.2: there is nothing before it to be related to. */
+	if (!work->next_smb2_rcv_hdr_off &&
+	    r->hdr.Flags & SMB2_FLAGS_RELATED_OPERATIONS)
+		return STATUS_INVALID_PARAMETER;
 	if (r->hdr.NextCommand)
 		return STATUS_INTERNAL_ERROR;
 
@@ -889,6 +896,8 @@ void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr)
 		iter->state = KSMBD_WORK_CANCELLED;
 		return;
 	}
+	/* Not even decrypted yet, perhaps. */
+	conn->notify.cancelled = hdr->MessageId;
 }
 
 /**

@@ -35,11 +35,13 @@ struct ksmbd_work;
  * @send:	requests of which something is to be sent, in order
  * @work:	sends them; the only place that writes notify responses
  * @pending:	requests parked on the connection, under conn->request_lock
+ * @cancelled:	MessageId of the last CANCEL that found no request, likewise
  */
 struct ksmbd_notify_conn {
 	struct list_head	send;
 	struct work_struct	work;
 	unsigned int		pending;
+	__le64			cancelled;
 };
 
 /* Hooks in ksmbd */

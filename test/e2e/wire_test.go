@@ -327,20 +327,24 @@ func TestWireExplorer(t *testing.T) {
 
 // A CANCEL by MessageId may come before the interim response, which is sent all the same.
 func TestWireEarlyCancel(t *testing.T) {
-	w := newWire(t, wireLimit)
-	c, tree := w.connect(smb2.Options{})
-	f := w.open(tree, "")
-	for i := range 20 {
-		call := w.send(f, wireNames())
-		w.ok(call.Cancel(w.ctx))
-		interim := w.pending(call)
-		if r := w.endsAfter(call, interim); r.Status != smb2.StatusCancelled {
-			t.Fatalf("cancelled NOTIFY ends with %v", r.Status)
-		}
-		w.quiet(c)
-		name := fmt.Sprint("f", i)
-		w.touch(name)
-		w.told(w.send(f, wireNames()), "ADDED "+name)
+	for name, o := range map[string]smb2.Options{"plain": {}, "encrypt": {Encrypt: true}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			c, tree := w.connect(o)
+			f := w.open(tree, "")
+			for i := range 20 {
+				call := w.send(f, wireNames())
+				w.ok(call.Cancel(w.ctx))
+				interim := w.pending(call)
+				if r := w.endsAfter(call, interim); r.Status != smb2.StatusCancelled {
+					t.Fatalf("cancelled NOTIFY ends with %v", r.Status)
+				}
+				w.quiet(c)
+				name := fmt.Sprint("f", i)
+				w.touch(name)
+				w.told(w.send(f, wireNames()), "ADDED "+name)
+			}
+		})
 	}
 }
 
