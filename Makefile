@@ -10,7 +10,7 @@
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
 #
-# SERIES=7.3 has all that for another kernel series.
+# SERIES=7.3 does that for another kernel series, below build/7.3/.
 #
 # Everything fetched or built goes to build/. What a target needs of the host it installs with apt-get, as root.
 
@@ -18,7 +18,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-SERIES  := 6.12
+# The kernel series, or that of the kernel release KVER.
+SERIES  := $(or $(shell cut -d. -f1,2 <<< '$(KVER)'),6.12)
 export VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # Another series than the default has all that depends on it in a directory of its own.
 BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
