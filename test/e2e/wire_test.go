@@ -327,7 +327,7 @@ func TestWireExplorer(t *testing.T) {
 
 // A CANCEL by MessageId may come before the interim response, which is sent all the same.
 func TestWireEarlyCancel(t *testing.T) {
-	for name, o := range map[string]smb2.Options{"plain": {}, "encrypt": {Encrypt: true}} {
+	for name, o := range map[string]smb2.Options{"plain": {}, "encrypted": {Cipher: smb2.AES128GCM}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWire(t, wireLimit)
 			c, tree := w.connect(o)
