@@ -34,7 +34,7 @@ SAMBA ?=
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
 PACKAGES_CHECK  := perl sparse
-PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs
+PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_DEBUG  := bc bison flex libelf-dev

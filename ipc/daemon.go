@@ -17,19 +17,27 @@ import (
 
 // Daemon serves whatever ksmbd is loaded, now and later.
 type Daemon struct {
-	Log     *slog.Logger
-	Group   Group
-	Once    bool               // fail with ErrNoFamily rather than wait for one
-	Serving func(serving bool) // called when that changes
+	log   *slog.Logger
+	group Group
+	dial  func() (socket, error) // dialSocket but in tests
+	asks  chan ask
 
-	dial func() (socket, error) // instead of dialSocket, in tests
+	// Of the goroutine that serves.
+	state Status // what of it outlives a loop
+	stats stats
+	loop  *loop // nil when not serving
+
+	Once    bool         // fail with ErrNoFamily rather than wait for one
+	Changed func(Status) // called when Serving or Waiting may have changed
 }
 
-// Run serves until ctx is done, which is no error.
+// NewDaemon returns a Daemon that is yet to Run.
+func NewDaemon(log *slog.Logger, g Group) *Daemon {
+	return &Daemon{log: log, group: g, dial: dialSocket, asks: make(chan ask), Changed: func(Status) {}}
+}
+
+// Run serves until ctx is done, which is no error. It is called once.
 func (d *Daemon) Run(ctx context.Context) error {
-	if d.dial == nil {
-		d.dial = dialSocket
-	}
 	// Two sockets, since waiting for the doorbell blocks all else on one.
 	bell, err := d.openBell()
 	if err != nil {
@@ -77,11 +85,11 @@ func (d *Daemon) listen(ctx context.Context, bell socket, rings chan<- struct{})
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			d.Log.Debug("doorbell overran") // it said something in any case
+			d.log.Debug("doorbell overran") // it said something in any case
 		case errors.As(err, &errno):
 			return fmt.Errorf("listening for ksmbd: %w", err)
 		default:
-			d.Log.Error("ignoring a message on the doorbell", "err", err)
+			d.log.Error("ignoring a message on the doorbell", "err", err)
 		}
 		select {
 		case rings <- struct{}{}:
@@ -97,29 +105,53 @@ func (d *Daemon) serve(ctx context.Context, bell socket, rings <-chan struct{}) 
 		err := d.converse(ctx, bell, rings)
 		switch {
 		case errors.Is(err, errLost):
-			d.Log.Warn("starting over", "reason", err)
+			d.log.Warn("starting over", "reason", err)
 			waiting = false
-			d.Serving(false)
-			select {
-			case <-ctx.Done():
+			d.change(false, err)
+			if !d.pause(ctx, nil, time.After(retryAfter)) {
 				return nil
-			case <-time.After(retryAfter):
 			}
 		case errors.Is(err, ErrNoFamily) && !d.Once:
 			if !waiting {
-				d.Log.Warn("waiting for ksmbd", "reason", err)
+				d.log.Warn("waiting for ksmbd", "reason", err)
 				waiting = true
-				d.Serving(false)
+				d.change(false, err)
 			}
-			select {
-			case <-ctx.Done():
+			if !d.pause(ctx, rings, nil) {
 				return nil
-			case <-rings:
 			}
 		default:
 			return err
 		}
 	}
+}
+
+// pause waits for any of its channels and returns false for that of ctx.
+func (d *Daemon) pause(ctx context.Context, rings <-chan struct{}, timer <-chan time.Time) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-rings:
+			return true
+		case <-timer:
+			return true
+		case a := <-d.asks:
+			d.answer(a)
+		}
+	}
+}
+
+// change takes down whether d serves, and if not, why.
+func (d *Daemon) change(serving bool, why error) {
+	if d.state.Serving != serving || d.state.Since.IsZero() {
+		d.state.Since = time.Now()
+	}
+	d.state.Serving, d.state.Waiting = serving, ""
+	if !serving {
+		d.state.Waiting, d.state.Module = why.Error(), ""
+	}
+	d.Changed(d.state)
 }
 
 // converse serves the ksmbd that is loaded until it is not.
@@ -138,10 +170,13 @@ func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{
 	} else if err != nil {
 		return err
 	}
-	k := &ksmbd{log: d.Log, socket: s, family: family}
-	if err := k.register(); err != nil {
+	k := &ksmbd{log: d.log, socket: s, family: family}
+	if d.state.Module, err = k.register(); err != nil {
 		return err
 	}
-	d.Serving(true)
-	return Serve(ctx, d.Log, k, rings, d.Group)
+	d.change(true, nil)
+	d.loop = newLoop(d.log, k, d.group)
+	d.loop.stats, d.loop.asks, d.loop.answer = &d.stats, d.asks, d.answer
+	defer func() { d.loop = nil }()
+	return d.loop.run(ctx, rings)
 }

@@ -18,6 +18,9 @@ import (
 	"ksmbd-notifyd/genl"
 )
 
+// LevelTrace is the level of what is logged of each record.
+const LevelTrace = slog.LevelDebug - 4
+
 const (
 	// gap is the least time between two reads of the fanotify queue, unless
 	// ksmbd asks. Reading each event as it comes costs six times as much.
@@ -83,6 +86,7 @@ type watch struct {
 	queue   queue
 	pending []request // oldest first
 	gone    bool      // the directory was removed
+	about   WatchStatus
 }
 
 // request is a client's that waits for records of a watch.
@@ -97,13 +101,16 @@ type loop struct {
 	kernel  Kernel
 	group   Group
 	watches map[uint64]*watch
+	trees   int               // of the watches
 	waiting map[uint64]*watch // by id of a pending request
 	budget  budget
 	causes  causes
+	stats   *stats
 
-	again bool             // ksmbd is to be asked for items
-	retry <-chan time.Time // when to try again, after an error; else nil
-	full  time.Time        // when the budget last made a line in the log
+	again  bool             // ksmbd is to be asked for items
+	retry  <-chan time.Time // when to try again, after an error; else nil
+	asks   <-chan ask       // passed on to answer
+	answer func(ask)
 }
 
 func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
@@ -113,6 +120,7 @@ func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
 		waiting: make(map[uint64]*watch),
 		budget:  budget{limit: maxQueued},
 		causes:  causes{fetch: k.Causes},
+		stats:   new(stats),
 		again:   true, // what was queued before bell could ring
 	}
 }
@@ -121,7 +129,10 @@ func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
 // the Group ends it. A value in bell says that k may have items. All watches
 // are dropped in the end.
 func Serve(ctx context.Context, log *slog.Logger, k Kernel, bell <-chan struct{}, g Group) error {
-	l := newLoop(log, k, g)
+	return newLoop(log, k, g).run(ctx, bell)
+}
+
+func (l *loop) run(ctx context.Context, bell <-chan struct{}) error {
 	defer l.close()
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -154,6 +165,8 @@ func Serve(ctx context.Context, log *slog.Logger, k Kernel, bell <-chan struct{}
 			for _, w := range l.watches {
 				l.deliver(w)
 			}
+		case a := <-l.asks:
+			l.answer(a)
 		case <-readable:
 			if err := l.drain(); err != nil {
 				return err
@@ -255,6 +268,7 @@ func (l *loop) watch(item genl.Item) {
 		path = "?" // only for people
 	}
 	dir := os.NewFile(uintptr(item.FD), path)
+	filesystem, device := FilesystemOf(dir)
 	w := l.watches[item.WatchID]
 	known := w != nil
 	if known {
@@ -263,18 +277,27 @@ func (l *loop) watch(item genl.Item) {
 		w, err = l.arm(item, dir)
 	}
 	// Not before: whoever asked may be changing things already.
-	l.log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree,
-		"filter", Filter(item.Filter), "buffer", item.BufferLength, "rescan", item.Rescan)
+	l.log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree, "filter", Filter(item.Filter),
+		"buffer", item.BufferLength, "rescan", item.Rescan, "user", item.User, "share", item.Share)
 	switch {
 	case known:
-		l.lose(w, "ksmbd asks for a rescan")
+		l.lose(w, lostBelow)
 	case err != nil:
-		l.log.Warn("directory cannot be watched", "watch", item.WatchID, "path", path, "err", err)
+		l.log.Warn("directory cannot be watched", "path", path, "filesystem", filesystem, "tree", item.Tree, "err", err)
+		l.stats.total.Refused++
 		errno := unix.EIO
 		errors.As(err, &errno)
 		l.refuse(item.WatchID, errno)
 	default:
+		w.about = WatchStatus{
+			ID: w.id, Directory: path, Tree: item.Tree, Filter: w.filter.String(), User: item.User, Share: item.Share,
+			Since: time.Now(), Filesystem: filesystem, Device: device, Strategy: strategy(item.Tree),
+		}
 		l.watches[w.id] = w
+		l.stats.total.Watches++
+		if item.Tree {
+			l.trees++
+		}
 	}
 }
 
@@ -312,6 +335,7 @@ func (l *loop) request(item genl.Item) {
 		l.log.Error("request came twice", "request", item.RequestID, "watch", item.WatchID)
 		return
 	}
+	l.stats.total.Requests++
 	w.pending = append(w.pending, request{item.RequestID, int(item.BufferLength)})
 	l.waiting[item.RequestID] = w
 	l.deliver(w)
@@ -332,6 +356,9 @@ func (l *loop) drop(w *watch) {
 	}
 	w.queue.clear()
 	delete(l.watches, w.id)
+	if w.about.Tree {
+		l.trees--
+	}
 	if err := w.mark.Close(); err != nil {
 		l.log.Warn("ending a watch failed", "watch", w.id, "err", err)
 	}
@@ -341,7 +368,7 @@ func (l *loop) drop(w *watch) {
 func (l *loop) changed(w *watch, c fanotify.Change) {
 	switch c.Op {
 	case fanotify.Overflow:
-		l.lose(w, "fanotify lost changes")
+		l.lose(w, lostAbove)
 		return
 	case fanotify.Gone:
 		l.log.Debug("directory was removed", "watch", w.id)
@@ -351,22 +378,37 @@ func (l *loop) changed(w *watch, c fanotify.Change) {
 		return
 	}
 	records := w.filter.records(c, l.causes.of(c))
-	for _, r := range records {
-		l.log.Debug("record", "watch", w.id, "action", r.Action, "name", r.Name)
+	if l.log.Enabled(context.Background(), LevelTrace) {
+		for _, r := range records {
+			l.log.Log(context.Background(), LevelTrace, "record", "watch", w.id, "action", r.Action, "name", r.Name)
+		}
 	}
-	if w.queue.push(records) && time.Since(l.full) > 10*time.Second {
-		l.full = time.Now()
-		l.log.Warn("too many records wait for clients, some will have to list their directories anew",
-			"bytes", l.budget.used)
+	if why := w.queue.push(records); why != "" {
+		l.overflowed(w, why)
 	}
 	l.deliver(w)
 }
 
 // lose gives up what is queued for a watch; its client will list anew.
 func (l *loop) lose(w *watch, why string) {
-	l.log.Debug("overflow", "watch", w.id, "reason", why)
-	w.queue.overflow()
+	if !w.queue.lost {
+		w.queue.overflow()
+		l.overflowed(w, why)
+	}
 	l.deliver(w)
+}
+
+// overflowed takes down that w has lost records. That one client was slow is no
+// concern of others.
+func (l *loop) overflowed(w *watch, why string) {
+	level := slog.LevelDebug
+	if why == tooMany {
+		level = slog.LevelWarn
+	}
+	l.log.Log(context.Background(), level, "overflow", "watch", w.id, "path", w.about.Directory, "reason", why)
+	w.about.Overflows++
+	l.stats.total.Overflows++
+	l.stats.loss = &Loss{time.Now(), w.about.Directory, why}
 }
 
 // deliver completes requests of w, oldest first, as long as there is something
@@ -378,6 +420,7 @@ func (l *loop) deliver(w *watch) {
 		l.again = true // the doorbell may have been lost
 		switch {
 		case err == nil:
+			l.stats.count(status, len(w.queue.records))
 			w.queue.clear()
 			l.forget(r.id)
 		case errors.Is(err, ErrNoRequest):
@@ -390,6 +433,7 @@ func (l *loop) deliver(w *watch) {
 			// ksmbd can take a status if anything.
 			l.log.Error("completing a request with records failed", "request", r.id, "err", err)
 			w.queue.overflow()
+			l.overflowed(w, refused)
 		default:
 			l.log.Error("completing a request failed, will try again", "request", r.id, "err", err)
 			l.retry = time.After(retryAfter)

@@ -99,41 +99,42 @@ func (k *ksmbd) execute(cmd uint8, data []byte, flags netlink.HeaderFlags) ([]ge
 	return k.socket.Execute(m, k.family.ID, flags)
 }
 
-// register makes k's socket the daemon. Closing it is the only way back.
-func (k *ksmbd) register() error {
+// register makes k's socket the daemon and returns the module's release. Closing
+// the socket is the only way back.
+func (k *ksmbd) register() (release string, err error) {
 	data, err := genl.Register{Version: genl.ProtocolVersion}.Encode()
 	if err != nil {
-		return err
+		return "", err
 	}
 	msgs, err := k.execute(genl.CmdRegister, data, withReply)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return ErrBusy
+		return "", ErrBusy
 	case errors.Is(err, unix.EPROTONOSUPPORT):
-		return ErrVersion
+		return "", ErrVersion
 	case errors.Is(err, unix.ENOENT): // unloaded just now
-		return ErrNoFamily
+		return "", ErrNoFamily
 	case err != nil:
-		return fmt.Errorf("registering with ksmbd: %w", err)
+		return "", fmt.Errorf("registering with ksmbd: %w", err)
 	case len(msgs) != 1:
-		return fmt.Errorf("%w: %d replies to register", errLost, len(msgs))
+		return "", fmt.Errorf("%w: %d replies to register", errLost, len(msgs))
 	}
 	reply, err := genl.DecodeRegister(msgs[0].Data)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errLost, err)
+		return "", fmt.Errorf("%w: %w", errLost, err)
 	}
 	if reply.Version != genl.ProtocolVersion {
-		return ErrVersion
+		return "", ErrVersion
 	}
 
 	// Records take less than twice on the wire of what they take in a
 	// client's buffer, and an error brings the whole message back.
 	size := 2*min(int(reply.MaxBufferLength), 64<<20) + 1<<16
 	if err := errors.Join(k.socket.SetReadBuffer(size), k.socket.SetWriteBuffer(size)); err != nil {
-		return fmt.Errorf("sizing netlink socket to %d bytes: %w", size, err)
+		return "", fmt.Errorf("sizing netlink socket to %d bytes: %w", size, err)
 	}
-	k.log.Info("registered with ksmbd", "max-buffer", reply.MaxBufferLength)
-	return nil
+	k.log.Info("registered with ksmbd", "module", reply.Release)
+	return reply.Release, nil
 }
 
 // Next implements Kernel. The descriptor of a watch belongs to this process

@@ -26,6 +26,7 @@ import (
 // netlinkWorld is a generic netlink with or without ksmbd's family.
 type netlinkWorld struct {
 	t *testing.T
+	d *Daemon
 
 	mu       sync.Mutex
 	family   uint16      // its id, 0 when there is none
@@ -160,7 +161,7 @@ func (s *fakeSocket) Execute(m genetlink.Message, family uint16, flags netlink.H
 		}
 		w.daemon = s
 		w.log = append(w.log, fmt.Sprintf("register %d", family))
-		reply, err := genl.Register{Version: 1, MaxBufferLength: 1 << 20, AckTimeout: 2000}.Encode()
+		reply, err := genl.Register{Version: 1, MaxBufferLength: 1 << 20, AckTimeout: 2000, Release: "1.0"}.Encode()
 		return []genetlink.Message{{Data: reply}}, err
 	case w.daemon != s:
 		return fail(unix.EPERM)
@@ -207,12 +208,14 @@ func (w *netlinkWorld) running(once bool) (g *world, lines *strings.Builder, end
 	g = newWorld(w.t)
 	lines = new(strings.Builder)
 	log := slog.New(slog.NewTextHandler(lines, nil))
-	d := &Daemon{Log: log, Group: fakeGroup{g}, Once: once, dial: w.dial,
-		Serving: func(serving bool) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.log = append(w.log, fmt.Sprintf("serving %v", serving))
-		}}
+	d := NewDaemon(log, fakeGroup{g})
+	d.Once, d.dial = once, w.dial
+	d.Changed = func(s Status) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.log = append(w.log, fmt.Sprintf("serving %v", s.Serving))
+	}
+	w.d = d
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
@@ -433,7 +436,7 @@ func TestRealNetlink(t *testing.T) {
 		t.Error(err)
 	}
 
-	d := &Daemon{Log: slog.New(slog.DiscardHandler), dial: dialSocket}
+	d := NewDaemon(slog.New(slog.DiscardHandler), nil)
 	bell, err := d.openBell()
 	if err != nil {
 		t.Fatal(err)

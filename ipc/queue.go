@@ -20,12 +20,21 @@ type queue struct {
 	budget  *budget
 }
 
+// Why a queue overflows.
+const (
+	tooLong   = "more records than the client's buffer takes"
+	tooMany   = "too many records wait for clients"
+	nameless  = "a name that no record can carry"
+	lostAbove = "fanotify lost changes or could not name them"
+	lostBelow = "ksmbd asks for a rescan"
+	refused   = "ksmbd did not take the records"
+)
+
 // push queues records that belong together, after merging the first with an
-// equal neighbour. What does not fit makes the queue overflow. It reports
-// whether that was for want of budget.
-func (q *queue) push(records []genl.Record) (exhausted bool) {
+// equal neighbour. What does not fit makes the queue overflow; why is told.
+func (q *queue) push(records []genl.Record) (why string) {
 	if q.lost || len(records) == 0 {
-		return false
+		return ""
 	}
 	if n := len(q.records); n > 0 && q.records[n-1] == records[0] {
 		records = records[1:]
@@ -35,15 +44,22 @@ func (q *queue) push(records []genl.Record) (exhausted bool) {
 		size = align4(size) + recordSize(r.Name)
 		valid = valid && genl.ValidName(r.Name)
 	}
-	exhausted = q.budget.used+size-q.size > q.budget.limit
-	if !valid || exhausted || size > q.limit {
+	switch {
+	case !valid:
+		why = nameless
+	case q.budget.used+size-q.size > q.budget.limit:
+		why = tooMany
+	case size > q.limit:
+		why = tooLong
+	}
+	if why != "" {
 		q.overflow()
-		return exhausted
+		return why
 	}
 	q.budget.used += size - q.size
 	q.size = size
 	q.records = append(q.records, records...)
-	return false
+	return ""
 }
 
 // overflow gives up all records; the client is to list the directory anew.

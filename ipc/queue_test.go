@@ -98,15 +98,15 @@ func TestPairIsAtomic(t *testing.T) {
 func TestBudgetIsTold(t *testing.T) {
 	b := budget{limit: 20}
 	q, r := queue{limit: 1000, budget: &b}, queue{limit: 10, budget: &b}
-	if q.push(added("a")) || q.lost {
+	if q.push(added("a")) != "" || q.lost {
 		t.Error("the first record is too much")
 	}
-	if r.push(added("b")) != true || !r.lost {
+	if r.push(added("b")) != tooMany || !r.lost {
 		t.Error("the second record is not too much")
 	}
 	q.clear()
 	r.clear()
-	if r.push(added("b")) || !r.lost {
+	if r.push(added("b")) != tooLong || !r.lost {
 		t.Error("a record beyond the queue's own limit is not told apart")
 	}
 }

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,8 +16,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
@@ -27,14 +28,16 @@ import (
 var version = "unknown"
 
 const daemonUsage = `Usage: ksmbd-notifyd [OPTION]...
+       ksmbd-notifyd status [OPTION]...
        ksmbd-notifyd watch [OPTION]... DIR
 
-Tell ksmbd what changes in the directories that SMB clients watch, or print
-what a client would be told of DIR ("ksmbd-notifyd watch --help").
+Tell ksmbd what changes in the directories that SMB clients watch. A command says
+what the daemon does, or what a client would be told of DIR ("ksmbd-notifyd
+COMMAND --help").
 
   -n, --nodetach[=WAY]  accepted for ksmbd.mountd's sake: always in the foreground
       --once            fail when ksmbd cannot notify, rather than wait for it
-  -v, --verbose         log every watch, request, event and record
+  -v, --verbose         log every watch and request; -vv: every event and record too
   -V, --version         show version and exit
   -h, --help            show this help and exit
 
@@ -45,17 +48,21 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run returns the exit status, 0 or 1.
 func run(args []string, stdout, stderr io.Writer) int {
-	var o struct{ once, verbose, version, help bool }
+	var o struct {
+		once, version, help bool
+		verbose             int
+	}
 	flags := pflag.NewFlagSet("ksmbd-notifyd", pflag.ContinueOnError)
-	flags.SetInterspersed(false) // what follows "watch" is for it
+	flags.SetInterspersed(false) // what follows a command is for it
 	flags.StringP("nodetach", "n", "", "")
 	flags.Lookup("nodetach").NoOptDefVal = "1"
 	flags.BoolVar(&o.once, "once", false, "")
-	flags.BoolVarP(&o.verbose, "verbose", "v", false, "")
+	flags.CountVarP(&o.verbose, "verbose", "v", "")
 	flags.BoolVarP(&o.version, "version", "V", false, "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")
 	err := flags.Parse(args)
 	rest := flags.Args()
+	o.verbose = min(o.verbose, len(verbosity)-1)
 	switch {
 	case err != nil:
 		return misuse(stderr, err, "ksmbd-notifyd")
@@ -67,14 +74,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	case len(rest) > 0 && rest[0] == "watch":
 		return runWatch(rest[1:], o.verbose, stdout, stderr)
+	case len(rest) > 0 && rest[0] == "status":
+		return runStatus(rest[1:], stdout, stderr)
 	case len(rest) > 0:
 		return misuse(stderr, fmt.Errorf("unexpected argument %q", rest[0]), "ksmbd-notifyd")
 	}
-	level := slog.LevelInfo
-	if o.verbose {
-		level = slog.LevelDebug
-	}
-	return finish(stderr, serve(newLogger(stderr, level), o.once))
+	return finish(stderr, serve(stderr, o.verbose, o.once))
 }
 
 // misuse says what is wrong with the command line.
@@ -88,12 +93,15 @@ func finish(stderr io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
+	if isJournal(stderr) {
+		fmt.Fprint(stderr, "<3>")
+	}
 	fmt.Fprintf(stderr, "ksmbd-notifyd: %v\n", err)
 	return 1
 }
 
 // serve is the daemon.
-func serve(log *slog.Logger, once bool) error {
+func serve(stderr io.Writer, verbose int, once bool) error {
 	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
@@ -101,27 +109,61 @@ func serve(log *slog.Logger, once bool) error {
 	runtime.GOMAXPROCS(1)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	group, err := fanotify.Open(log)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before anybody knows of us
+	defer signal.Stop(hangup)
+	level := new(slog.LevelVar)
+	level.Set(verbosity[verbose])
+	log := newLogger(stderr, level)
+
+	status, err := listen(runtimeDir())
+	switch {
+	case errors.Is(err, errRunning):
+		return err
+	case err != nil: // clients do not wait for that
+		log.Error("there will be no status", "err", err)
+	default:
+		defer status.Close()
+	}
+	group, err := fanotify.Open(quieter(log))
 	if err != nil {
 		return err
 	}
 	defer group.Close()
+	d := ipc.NewDaemon(log, ipc.Fanotify(group))
+	d.Once = once
+	systemd := &systemd{log: log}
+	d.Changed = systemd.changed
 
-	d := ipc.Daemon{Log: log, Group: ipc.Fanotify(group), Once: once, Serving: func(serving bool) {
-		if serving {
-			notify(log, daemon.SdNotifyReady+"\nSTATUS=Serving ksmbd")
-		} else {
-			notify(log, "STATUS=Waiting for ksmbd")
-		}
-	}}
-	defer context.AfterFunc(ctx, func() { notify(log, daemon.SdNotifyStopping) })()
-	return d.Run(ctx)
+	var tasks errgroup.Group
+	tasks.Go(func() error {
+		defer cancel() // the others end with it
+		return d.Run(ctx)
+	})
+	tasks.Go(func() error { systemd.run(ctx, d); return nil })
+	tasks.Go(func() error { turn(ctx, hangup, log, level, verbose); return nil })
+	if status != nil {
+		tasks.Go(func() error { status.serve(ctx, log, d); return nil })
+	}
+	return tasks.Wait()
 }
 
-// notify tells systemd, if it is there, see sd_notify(3).
-func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("telling systemd failed", "err", err)
+// turn makes the log more verbose at each SIGHUP, and as it was started after
+// the most verbose.
+func turn(ctx context.Context, hangup <-chan os.Signal, log *slog.Logger, level *slog.LevelVar, verbose int) {
+	for now := verbose; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		if now++; now == len(verbosity) {
+			now = verbose
+		}
+		level.Set(verbosity[now])
+		log.Info("verbosity was changed", "verbose", now)
 	}
 }
 

@@ -5,10 +5,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"log/slog"
-	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -22,6 +20,23 @@ import (
 	"ksmbd-notifyd/genl"
 )
 
+// TestMain makes the test's program be ksmbd-notifyd where a test says so.
+func TestMain(m *testing.M) {
+	if os.Getenv("KSMBD_NOTIFYD_TEST_RUN") != "" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// program is ksmbd-notifyd as a process of its own, and with a user id that of
+// somebody.
+func program(uid uint32, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), "KSMBD_NOTIFYD_TEST_RUN=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	return cmd
+}
+
 func TestHelpAndVersion(t *testing.T) {
 	for _, test := range []struct {
 		args []string
@@ -29,6 +44,7 @@ func TestHelpAndVersion(t *testing.T) {
 	}{
 		{[]string{"-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"--help"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"status", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"-nv", "--once", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"--nodetach=1", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"watch", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
@@ -48,7 +64,7 @@ func TestHelpAndVersion(t *testing.T) {
 
 // Every option is in the help, with both its forms, and the other way round.
 func TestHelpNamesEveryOption(t *testing.T) {
-	for _, args := range [][]string{nil, {"watch"}} {
+	for _, args := range [][]string{nil, {"watch"}, {"status"}} {
 		var help, stderr strings.Builder
 		run(append(args, "-h"), &help, &stderr)
 		for _, m := range regexp.MustCompile(`(?m)^  (?:-(\w),|   ) --([a-z]+)`).FindAllStringSubmatch(help.String(), -1) {
@@ -83,6 +99,8 @@ func TestMisuse(t *testing.T) {
 		{[]string{"watch", "--filter", "names", "a"}, `"names"`},
 		{[]string{"watch", "--filter"}, "filter"},
 		{[]string{"watch", "--once", "a"}, "--once"},
+		{[]string{"status", "-x"}, "'x'"},
+		{[]string{"status", "now"}, `"now"`},
 	} {
 		var stdout, stderr strings.Builder
 		status := run(test.args, &stdout, &stderr)
@@ -152,75 +170,6 @@ func TestMissingCapabilities(t *testing.T) {
 	status, stderr = runWithout(t, "watch", "/")
 	if want := line + "CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH\n"; status != 1 || stderr != want {
 		t.Errorf("watch: status %d, %q, want %q", status, stderr, want)
-	}
-}
-
-// The daemon waits for ksmbd, tells systemd so, and ends when told to.
-func TestDaemonWaitsAndEnds(t *testing.T) {
-	needRoot(t)
-	path := filepath.Join(t.TempDir(), "notify")
-	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer systemd.Close()
-	t.Setenv("NOTIFY_SOCKET", path)
-	t.Setenv("JOURNAL_STREAM", "1:2")
-
-	stderr := newOutput()
-	ended := make(chan int)
-	go func() { ended <- run([]string{"-n", "-v"}, new(strings.Builder), stderr) }()
-	line := stderr.next(t)
-	if !strings.HasPrefix(line, "warn: waiting for ksmbd reason=") {
-		t.Errorf("line %q", line)
-	}
-	b := make([]byte, 1000)
-	hear := func(want string) {
-		t.Helper()
-		n, err := systemd.Read(b)
-		if err != nil || string(b[:n]) != want {
-			t.Errorf("systemd hears %q, %v, want %q", b[:n], err, want)
-		}
-	}
-	hear("STATUS=Waiting for ksmbd")
-	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if status := <-ended; status != 0 {
-		t.Errorf("status %d", status)
-	}
-	hear("STOPPING=1")
-}
-
-func TestLogLine(t *testing.T) {
-	for _, journal := range []string{"", "8:1234"} {
-		t.Setenv("JOURNAL_STREAM", journal)
-		var b bytes.Buffer
-		log := newLogger(&b, slog.LevelInfo)
-		log.Debug("not seen")
-		log.Info("alone")
-		log.With("watch", 1).WithGroup("g").Error("failed", "err", errors.New("a\nb"), "name", "x", "time", 2)
-		want := []string{"info: alone", `error: failed watch=1 g.err="a\nb" g.name=x g.time=2`}
-		lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
-		if len(lines) != len(want) {
-			t.Fatalf("lines %q", lines)
-		}
-		for i := range want {
-			if journal == "" {
-				stamp, rest, _ := strings.Cut(lines[i], "info")
-				if i == 1 {
-					stamp, rest, _ = strings.Cut(lines[i], "error")
-				}
-				if !regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} $`).MatchString(stamp) {
-					t.Errorf("line %q", lines[i])
-				}
-				_ = rest
-				lines[i] = lines[i][len(stamp):]
-			}
-			if lines[i] != want[i] {
-				t.Errorf("line %q, want %q", lines[i], want[i])
-			}
-		}
 	}
 }
 

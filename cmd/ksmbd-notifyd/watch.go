@@ -11,7 +11,6 @@ import (
 	"io"
 	"log/slog"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -35,7 +34,7 @@ Says on standard error when it watches, ends with an error when DIR is removed.
                         (default: all but last-access)
   -j, --json            one object a line: {"action":"ADDED","name":"rel/path"};
                         bytes that are not UTF-8 come as U+FFFD
-  -v, --verbose         log every event and request
+  -v, --verbose         log every request; -vv: every event and record too
   -h, --help            show this help and exit
 
 Actions: ADDED, REMOVED, MODIFIED, RENAMED_OLD_NAME, RENAMED_NEW_NAME, and
@@ -49,16 +48,16 @@ See ksmbd-notifyd(8) for more details.
 const watchBuffer = 1 << 20
 
 // runWatch is the command "watch".
-func runWatch(args []string, verbose bool, stdout, stderr io.Writer) int {
+func runWatch(args []string, verbose int, stdout, stderr io.Writer) int {
 	var o struct {
-		recursive, json, verbose, help bool
-		filter                         string
+		recursive, json, help bool
+		filter                string
 	}
 	flags := pflag.NewFlagSet("watch", pflag.ContinueOnError)
 	flags.BoolVarP(&o.recursive, "recursive", "r", false, "")
 	flags.StringVarP(&o.filter, "filter", "f", (ipc.All &^ ipc.LastAccess).String(), "")
 	flags.BoolVarP(&o.json, "json", "j", false, "")
-	flags.BoolVarP(&o.verbose, "verbose", "v", verbose, "")
+	flags.CountVarP(&verbose, "verbose", "v", "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")
 	err := flags.Parse(args)
 	var filter ipc.Filter
@@ -80,8 +79,8 @@ func runWatch(args []string, verbose bool, stdout, stderr io.Writer) int {
 	}
 
 	level := slog.LevelError
-	if o.verbose {
-		level = slog.LevelDebug
+	if verbose > 0 {
+		level = verbosity[min(verbose, len(verbosity)-1)]
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -95,7 +94,7 @@ func watch(ctx context.Context, log *slog.Logger, c *client) error {
 	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
-	group, err := fanotify.Open(log)
+	group, err := fanotify.Open(quieter(log))
 	if err != nil {
 		return err
 	}
@@ -197,9 +196,5 @@ func (c *client) print(b *bytes.Buffer, action, name string) {
 		}{action, name}) // neither a Buffer nor a string can fail
 		return
 	}
-	// A name must not end its line nor move the cursor.
-	if q := strconv.Quote(name); q != `"`+name+`"` || strings.HasSuffix(name, " ") {
-		name = q
-	}
-	b.WriteString(strings.TrimRight(fmt.Sprintf("%-16s  %s", action, name), " ") + "\n")
+	b.WriteString(strings.TrimRight(fmt.Sprintf("%-16s  %s", action, printable(name)), " ") + "\n")
 }

@@ -229,10 +229,10 @@ func TestWatchRemoved(t *testing.T) {
 	}
 }
 
-// -v tells of the watch, each event and each record.
+// -v tells of the watch and its requests, -vv also of each event and record.
 func TestWatchVerbose(t *testing.T) {
 	dir := tmpfs(t)
-	c := start(t, "-v", dir)
+	c := start(t, "-vv", dir)
 	shell(t, dir, "touch f")
 	c.stdout.next(t)
 	c.terminate(t)
@@ -244,7 +244,8 @@ func TestWatchVerbose(t *testing.T) {
 		"debug: watch watch=1 path=" + dir + " tree=false filter=file-name,dir-name,",
 		"debug: request request=1 watch=1 buffer=1048576",
 		"CREATE",
-		"debug: record watch=1 action=ADDED name=f",
+		"trace: fanotify event=",
+		"trace: record watch=1 action=ADDED name=f",
 		"debug: complete request=1 watch=1 records=1",
 	} {
 		if !strings.Contains(log, want) {

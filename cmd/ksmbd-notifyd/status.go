@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/ipc"
+)
+
+const statusUsage = `Usage: ksmbd-notifyd status [OPTION]...
+
+Say what the daemon does: whether it serves ksmbd, which directories are watched,
+by whom and how, and what was told and lost so far.
+
+  -j, --json            one JSON object
+  -h, --help            show this help and exit
+
+See ksmbd-notifyd(8) for more details.
+`
+
+// answerWithin is how long the goroutine that serves may take to say what it
+// does before it counts as stuck.
+const answerWithin = 5 * time.Second
+
+var errRunning = errors.New("another ksmbd-notifyd is running, there can be one: systemctl status ksmbd-notifyd")
+
+// runtimeDir returns the directory of the status socket.
+func runtimeDir() string {
+	return cmp.Or(os.Getenv("RUNTIME_DIRECTORY"), "/run/ksmbd-notifyd")
+}
+
+const socketName = "socket"
+
+// report is what /status gives.
+type report struct {
+	Version string    `json:"version"`
+	Kernel  string    `json:"kernel"`
+	Started time.Time `json:"started"`
+	ipc.Status
+}
+
+// statusSocket is where the daemon says what it does, in HTTP.
+type statusSocket struct {
+	dir *os.File // locked
+	net.Listener
+}
+
+// listen opens the status socket in dir, which only root can enter. errRunning
+// says that another daemon has it.
+func listen(dir string) (*statusSocket, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &statusSocket{dir: f}
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		err = errRunning
+	}
+	if err == nil {
+		err = f.Chmod(0o700)
+	}
+	path := filepath.Join(dir, socketName)
+	if err == nil {
+		os.Remove(path) // of a daemon that was killed
+		s.Listener, err = net.Listen("unix", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *statusSocket) Close() error {
+	return errors.Join(s.Listener.Close(), s.dir.Close())
+}
+
+// serve answers until ctx is done.
+func (s *statusSocket) serve(ctx context.Context, log *slog.Logger, d *ipc.Daemon) {
+	server := http.Server{Handler: handlers(d), ReadHeaderTimeout: answerWithin, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	if err := server.Serve(s.Listener); !errors.Is(err, http.ErrServerClosed) {
+		log.Error("there is no status any more", "err", err)
+	}
+}
+
+func handlers(d *ipc.Daemon) http.Handler {
+	started := time.Now()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), answerWithin)
+		defer cancel()
+		status, err := d.Status(ctx, true)
+		if err != nil {
+			http.Error(w, "the daemon does not answer: "+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		e.Encode(report{version, kernelRelease(), started, status}) // fails when nobody reads it any more
+	})
+	return mux
+}
+
+// kernelRelease returns that of the running kernel.
+func kernelRelease() string {
+	var uts unix.Utsname
+	unix.Uname(&uts) // cannot fail
+	return unix.ByteSliceToString(uts.Release[:])
+}
+
+// runStatus is the command "status".
+func runStatus(args []string, stdout, stderr io.Writer) int {
+	var o struct{ json, help bool }
+	flags := pflag.NewFlagSet("status", pflag.ContinueOnError)
+	flags.BoolVarP(&o.json, "json", "j", false, "")
+	flags.BoolVarP(&o.help, "help", "h", false, "")
+	err := flags.Parse(args)
+	switch {
+	case err == nil && o.help:
+		fmt.Fprint(stdout, statusUsage)
+		return 0
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		return misuse(stderr, err, "ksmbd-notifyd status")
+	}
+	body, err := get(runtimeDir(), "/status")
+	if err == nil && o.json {
+		_, err = stdout.Write(body)
+	} else if err == nil {
+		var r report
+		if err = json.Unmarshal(body, &r); err == nil {
+			err = r.print(stdout)
+		}
+	}
+	return finish(stderr, err)
+}
+
+// get asks the daemon whose socket is in dir.
+func get(dir, what string) ([]byte, error) {
+	client := http.Client{Timeout: 2 * answerWithin, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, socketName))
+		},
+	}}
+	answer, err := client.Get("http://ksmbd-notifyd" + what)
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return nil, errors.New("the daemon's status is for root only")
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return nil, errors.New("the daemon does not run: systemctl start ksmbd-notifyd")
+	case err != nil:
+		return nil, fmt.Errorf("asking the daemon: %w", errors.Unwrap(err))
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("asking the daemon: %w", err)
+	case answer.StatusCode != http.StatusOK:
+		return nil, errors.New(strings.TrimSpace(string(body)))
+	}
+	return body, nil
+}
+
+// print says for people what the daemon does.
+func (r *report) print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(cells ...any) {
+		for i, c := range cells {
+			if i > 0 {
+				t.Write([]byte{'\t'})
+			}
+			fmt.Fprint(t, c)
+		}
+		t.Write([]byte{'\n'})
+	}
+	if r.Serving {
+		row("state", "serving ksmbd since "+stamp(r.Since))
+		row("module", fmt.Sprintf("%s, kernel %s", cmp.Or(r.Module, "unknown"), r.Kernel))
+	} else {
+		row("state", "waiting since "+stamp(r.Since)+": "+r.Waiting)
+		row("module", "none that can notify, kernel "+r.Kernel)
+	}
+	row("daemon", fmt.Sprintf("%s, running since %s", r.Version, stamp(r.Started)))
+	row("watches", fmt.Sprintf("%d open, %d with all that is below; %d so far, %d refused",
+		r.Open.Watches, r.Open.Trees, r.Total.Watches, r.Total.Refused))
+	row("requests", fmt.Sprintf("%d pending; %d so far, %d answered", r.Open.Requests, r.Total.Requests, r.Total.Responses))
+	row("records", fmt.Sprintf("%d bytes queued; %d told", r.Open.QueuedBytes, r.Total.Records))
+	lost := fmt.Sprint(r.Total.Overflows)
+	if l := r.LastOverflow; l != nil {
+		lost += fmt.Sprintf(", the last at %s in %s: %s", stamp(l.Time), printable(l.Directory), l.Reason)
+	}
+	row("overflows", lost)
+	row("ENUM_DIR", fmt.Sprintf("%d told", r.Total.EnumDirs))
+	t.Flush()
+
+	if len(r.Watches) > 0 {
+		row()
+		row("FILESYSTEM", "DEVICE", "STRATEGY", "WATCHES")
+		for _, f := range r.Filesystems {
+			row(f.Type, f.Device, f.Strategy, f.Watches)
+		}
+		t.Flush()
+		row()
+		row("DIRECTORY", "TREE", "USER", "SHARE", "SINCE", "PENDING", "QUEUED", "OVERFLOWS", "FILTER")
+		for _, s := range r.Watches {
+			queued, filter, tree := strconv.Itoa(s.Queued), s.Filter, "no"
+			if s.Overflowed {
+				queued = "lost" // the next answer says to list anew
+			}
+			if filter == ipc.All.String() {
+				filter = "all"
+			}
+			if s.Tree {
+				tree = "yes"
+			}
+			row(printable(s.Directory), tree, printable(s.User), printable(s.Share), stamp(s.Since), s.Pending, queued, s.Overflows, filter)
+		}
+	}
+	return t.Flush()
+}
+
+func stamp(t time.Time) string { return t.Local().Format(time.DateTime) }
+
+// printable quotes what would end its line or move the cursor.
+func printable(name string) string {
+	if q := strconv.Quote(name); q != `"`+name+`"` || strings.HasSuffix(name, " ") {
+		return q
+	}
+	return name
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"ksmbd-notifyd/ipc"
+)
+
+// The command and the daemon, with no ksmbd: what the daemon waits for.
+func TestStatusOfWaitingDaemon(t *testing.T) {
+	stderr, ended := startDaemon(t)
+	stderr.next(t)
+	var human, object, bad strings.Builder
+	if status := run([]string{"status"}, &human, &bad); status != 0 || bad.Len() > 0 {
+		t.Errorf("status %d, stderr %q", status, &bad)
+	}
+	if want := ": " + noFamily + "\n"; !strings.HasPrefix(human.String(), "state      waiting since ") || !strings.Contains(human.String(), want) {
+		t.Errorf("got %s", &human)
+	}
+	if status := run([]string{"status", "--json"}, &object, &bad); status != 0 || bad.Len() > 0 {
+		t.Errorf("status %d, stderr %q", status, &bad)
+	}
+	var r report
+	if err := json.Unmarshal([]byte(object.String()), &r); err != nil || r.Serving || r.Waiting != noFamily || r.Version != version {
+		t.Errorf("%+v, %v of %s", r, err, &object)
+	}
+
+	dir := os.Getenv("RUNTIME_DIRECTORY")
+	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("directory of the socket: %v, %v", st.Mode(), err)
+	}
+	nobody := program(65534, "status")
+	out, err := nobody.CombinedOutput()
+	if nobody.ProcessState.ExitCode() != 1 || string(out) != "ksmbd-notifyd: the daemon's status is for root only\n" {
+		t.Errorf("as nobody: %v, %q", err, out)
+	}
+
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if _, err := os.Stat(filepath.Join(dir, socketName)); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// No daemon, or one that was killed: one line.
+func TestStatusWithoutDaemon(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("RUNTIME_DIRECTORY", dir)
+	for range 2 {
+		var stdout, stderr strings.Builder
+		status := run([]string{"status"}, &stdout, &stderr)
+		if want := "ksmbd-notifyd: the daemon does not run: systemctl start ksmbd-notifyd\n"; status != 1 || stdout.Len() > 0 || stderr.String() != want {
+			t.Errorf("status %d, stdout %q, stderr %q", status, &stdout, &stderr)
+		}
+		// What a killed daemon leaves.
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+		if err == nil {
+			err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: filepath.Join(dir, socketName)})
+			syscall.Close(fd)
+		}
+		if err != nil && err != syscall.EADDRINUSE {
+			t.Fatal(err)
+		}
+	}
+	// It is in nobody's way.
+	s, err := listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+// A daemon that is stuck: the reader is told after a while.
+func TestStatusOfStuckDaemon(t *testing.T) {
+	d := ipc.NewDaemon(slog.New(slog.DiscardHandler), nil) // whose Run is not called: nobody answers
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	answer := httptest.NewRecorder()
+	handlers(d).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
+	if answer.Code != http.StatusServiceUnavailable || !strings.HasPrefix(answer.Body.String(), "the daemon does not answer: ") {
+		t.Errorf("%d %s", answer.Code, answer.Body)
+	}
+}
+
+func TestStatusForPeople(t *testing.T) {
+	at := time.Date(2026, 11, 24, 10, 0, 0, 0, time.Local)
+	r := report{Version: "1.0", Kernel: "6.12.1", Started: at, Status: ipc.Status{
+		Serving: true, Since: at.Add(time.Minute), Module: "0.9",
+		Open:         ipc.Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
+		Total:        ipc.Total{Watches: 5, Refused: 1, Requests: 9, Responses: 8, EnumDirs: 2, Records: 7, Overflows: 3},
+		LastOverflow: &ipc.Loss{Time: at.Add(time.Hour), Directory: "/srv", Reason: "a reason"},
+		Filesystems:  []ipc.Filesystem{{Type: "ext4", Device: "8:1", Strategy: "filesystem mark", Watches: 2}},
+		Watches: []ipc.WatchStatus{
+			{Directory: "/srv", Tree: true, User: "user", Share: "TEST", Since: at, Pending: 1, Filter: ipc.All.String()},
+			{Directory: "/srv/a\nb", User: "\x1b[2J", Share: "TEST", Since: at, Queued: 2, Overflows: 3, Overflowed: true, Filter: "file-name,ea"},
+		},
+	}}
+	const want = `state      serving ksmbd since 2026-11-24 10:01:00
+module     0.9, kernel 6.12.1
+daemon     1.0, running since 2026-11-24 10:00:00
+watches    2 open, 1 with all that is below; 5 so far, 1 refused
+requests   1 pending; 9 so far, 8 answered
+records    30 bytes queued; 7 told
+overflows  3, the last at 2026-11-24 11:00:00 in /srv: a reason
+ENUM_DIR   2 told
+
+FILESYSTEM  DEVICE  STRATEGY         WATCHES
+ext4        8:1     filesystem mark  2
+
+DIRECTORY    TREE  USER       SHARE  SINCE                PENDING  QUEUED  OVERFLOWS  FILTER
+/srv         yes   user       TEST   2026-11-24 10:00:00  1        0       0          all
+"/srv/a\nb"  no    "\x1b[2J"  TEST   2026-11-24 10:00:00  0        lost    3          file-name,ea
+`
+	var b strings.Builder
+	if err := r.print(&b); err != nil || b.String() != want {
+		t.Errorf("%v, got\n%swant\n%s", err, &b, want)
+	}
+}
