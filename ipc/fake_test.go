@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -38,6 +37,7 @@ type world struct {
 	// fanotify
 	refuse error // for Watch to return
 	queue  []func()
+	lost   uint64        // overflows of it
 	watch  []*fakeWatch  // in the order of Watch
 	wake   chan struct{} // lets Wait return
 	bell   chan struct{}
@@ -127,7 +127,7 @@ func recordString(records []genl.Record) string {
 
 type fakeGroup struct{ *world }
 
-func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (io.Closer, error) {
+func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
 	dir.Close()
 	if g.refuse != nil {
 		return nil, g.refuse
@@ -153,6 +153,10 @@ func (g fakeGroup) Drain() error {
 	g.world.queue = nil
 	return nil
 }
+
+func (g fakeGroup) Overflows() uint64 { return g.lost }
+
+func (f *fakeWatch) Strategy() string { return fmt.Sprintf("tree %v", f.tree) }
 
 func (f *fakeWatch) Close() error {
 	if f.closed {

@@ -64,9 +64,16 @@ type Kernel interface {
 
 // Group is what Serve needs of a fanotify.Group. See there.
 type Group interface {
-	Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (io.Closer, error)
+	Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error)
 	Wait(ctx context.Context) error
 	Drain() error
+	Overflows() uint64
+}
+
+// Mark is what a watch needs of a fanotify.Watch. See there.
+type Mark interface {
+	io.Closer
+	Strategy() string
 }
 
 // Fanotify returns g as a Group.
@@ -74,14 +81,14 @@ func Fanotify(g *fanotify.Group) Group { return group{g} }
 
 type group struct{ *fanotify.Group }
 
-func (g group) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (io.Closer, error) {
+func (g group) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
 	return g.Group.Watch(dir, tree, ops, fn)
 }
 
 // watch is a directory that ksmbd wants watched for one open handle.
 type watch struct {
 	id      uint64
-	mark    io.Closer
+	mark    Mark
 	filter  Filter
 	queue   queue
 	pending []request // oldest first
@@ -175,12 +182,6 @@ func (l *loop) run(ctx context.Context, bell <-chan struct{}) error {
 	}
 }
 
-// drain has the watches told of what happened until now.
-func (l *loop) drain() error {
-	l.causes.next()
-	return l.group.Drain()
-}
-
 // await says in readable when the group's queue is to be drained: at once for
 // the first event, then after a gap.
 func (l *loop) await(ctx context.Context, readable chan<- struct{}) error {
@@ -209,6 +210,19 @@ func (l *loop) close() {
 	for _, w := range l.watches {
 		l.drop(w)
 	}
+}
+
+// drain has the watches told of what happened until now.
+func (l *loop) drain() error {
+	l.causes.next()
+	before := l.group.Overflows()
+	err := l.group.Drain()
+	if n := l.group.Overflows() - before; n > 0 {
+		l.stats.total.QueueOverflows += n
+		l.log.Warn("the fanotify queue overflowed, clients will list their directories anew: " +
+			"if that is often, raise fs.fanotify.max_queued_events")
+	}
+	return err
 }
 
 // serve takes items from ksmbd until there are none: fetch, drain, act. What
@@ -291,7 +305,7 @@ func (l *loop) watch(item genl.Item) {
 	default:
 		w.about = WatchStatus{
 			ID: w.id, Directory: path, Tree: item.Tree, Filter: w.filter.String(), User: item.User, Share: item.Share,
-			Since: time.Now(), Filesystem: filesystem, Device: device, Strategy: strategy(item.Tree),
+			Since: time.Now(), Filesystem: filesystem, Device: device, Strategy: w.mark.Strategy(),
 		}
 		l.watches[w.id] = w
 		l.stats.total.Watches++

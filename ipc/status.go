@@ -45,7 +45,8 @@ type Total struct {
 	EnumDirs       uint64 `json:"enum_dirs"`
 	DeletePendings uint64 `json:"delete_pendings"`
 	Records        uint64 `json:"records"`
-	Overflows      uint64 `json:"overflows"` // how often a watch lost records
+	Overflows      uint64 `json:"overflows"`       // how often a watch lost records
+	QueueOverflows uint64 `json:"queue_overflows"` // how often the fanotify queue did
 }
 
 // A Loss is a watch's overflow.
@@ -131,14 +132,6 @@ func (s *stats) count(status genl.Status, records int) {
 	default:
 		s.total.Records += uint64(records)
 	}
-}
-
-// strategy says how fanotify sees what changes for a watch.
-func strategy(tree bool) string {
-	if tree {
-		return "filesystem mark"
-	}
-	return "inode mark"
 }
 
 func (l *loop) watchStatus() []WatchStatus {

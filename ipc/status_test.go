@@ -30,7 +30,7 @@ func (w *netlinkWorld) status() Status {
 func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &netlinkWorld{t: t}
-		g, _, end := w.running(false)
+		g, lines, end := w.running(false)
 		synctest.Wait()
 		waited := time.Now()
 		if s := w.status(); s.Serving || !s.Since.Equal(waited) || s.Waiting != ErrNoFamily.Error() || s.Module != "" {
@@ -58,14 +58,14 @@ func TestStatus(t *testing.T) {
 			Open:  Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
 			Total: Total{Watches: 2, Requests: 2, Responses: 1, Records: 1},
 			Filesystems: []Filesystem{
-				{Type: fs, Device: device, Strategy: "filesystem mark", Watches: 1},
-				{Type: fs, Device: device, Strategy: "inode mark", Watches: 1},
+				{Type: fs, Device: device, Strategy: "tree false", Watches: 1},
+				{Type: fs, Device: device, Strategy: "tree true", Watches: 1},
 			},
 			Watches: []WatchStatus{
 				{ID: 1, Directory: "/", Tree: true, Filter: "file-name,ea", User: "user", Share: "TEST", Since: loaded,
-					Pending: 1, Filesystem: fs, Device: device, Strategy: "filesystem mark"},
+					Pending: 1, Filesystem: fs, Device: device, Strategy: "tree true"},
 				{ID: 4, Directory: "/", Filter: All.String(), Since: loaded,
-					Queued: 2, QueuedBytes: 30, Filesystem: fs, Device: device, Strategy: "inode mark"},
+					Queued: 2, QueuedBytes: 30, Filesystem: fs, Device: device, Strategy: "tree false"},
 			},
 		}
 		if !reflect.DeepEqual(s, want) {
@@ -80,17 +80,21 @@ func TestStatus(t *testing.T) {
 		g.happens(0, overflow)
 		g.happens(1, overflow)
 		g.happens(1, overflow) // lost is lost
+		g.queue = append(g.queue, func() { g.lost++ })
 		g.wake <- struct{}{}
 		synctest.Wait()
 		w.load(0)
 		sleepRetry()
 		s = w.status()
-		total := Total{Watches: 2, Requests: 2, Responses: 2, Records: 1, EnumDirs: 1, Overflows: 2}
+		total := Total{Watches: 2, Requests: 2, Responses: 2, Records: 1, EnumDirs: 1, Overflows: 2, QueueOverflows: 1}
 		loss := Loss{Time: loaded.Add(time.Minute), Directory: "/", Reason: lostAbove}
 		if s.Serving || s.Open != (Open{}) || s.Watches != nil || s.Total != total || *s.LastOverflow != loss {
 			t.Errorf("after the module: %+v, %+v", s, s.LastOverflow)
 		}
 		w.end(end)
+		if !strings.Contains(lines.String(), "raise fs.fanotify.max_queued_events") {
+			t.Errorf("the log does not say what to do: %s", lines)
+		}
 	})
 }
 

@@ -214,9 +214,9 @@ func (r *report) print(w io.Writer) error {
 		r.Open.Watches, r.Open.Trees, r.Total.Watches, r.Total.Refused))
 	row("requests", fmt.Sprintf("%d pending; %d so far, %d answered", r.Open.Requests, r.Total.Requests, r.Total.Responses))
 	row("records", fmt.Sprintf("%d bytes queued; %d told", r.Open.QueuedBytes, r.Total.Records))
-	lost := fmt.Sprint(r.Total.Overflows)
+	lost := fmt.Sprintf("%d of watches, %d of the fanotify queue", r.Total.Overflows, r.Total.QueueOverflows)
 	if l := r.LastOverflow; l != nil {
-		lost += fmt.Sprintf(", the last at %s in %s: %s", stamp(l.Time), printable(l.Directory), l.Reason)
+		lost += fmt.Sprintf("; the last at %s in %s: %s", stamp(l.Time), printable(l.Directory), l.Reason)
 	}
 	row("overflows", lost)
 	row("ENUM_DIR", fmt.Sprintf("%d told", r.Total.EnumDirs))

@@ -101,7 +101,7 @@ func TestStatusForPeople(t *testing.T) {
 	r := report{Version: "1.0", Kernel: "6.12.1", Started: at, Status: ipc.Status{
 		Serving: true, Since: at.Add(time.Minute), Module: "0.9",
 		Open:         ipc.Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
-		Total:        ipc.Total{Watches: 5, Refused: 1, Requests: 9, Responses: 8, EnumDirs: 2, Records: 7, Overflows: 3},
+		Total:        ipc.Total{Watches: 5, Refused: 1, Requests: 9, Responses: 8, EnumDirs: 2, Records: 7, Overflows: 3, QueueOverflows: 1},
 		LastOverflow: &ipc.Loss{Time: at.Add(time.Hour), Directory: "/srv", Reason: "a reason"},
 		Filesystems:  []ipc.Filesystem{{Type: "ext4", Device: "8:1", Strategy: "filesystem mark", Watches: 2}},
 		Watches: []ipc.WatchStatus{
@@ -115,7 +115,7 @@ daemon     1.0, running since 2026-11-24 10:00:00
 watches    2 open, 1 with all that is below; 5 so far, 1 refused
 requests   1 pending; 9 so far, 8 answered
 records    30 bytes queued; 7 told
-overflows  3, the last at 2026-11-24 11:00:00 in /srv: a reason
+overflows  3 of watches, 1 of the fanotify queue; the last at 2026-11-24 11:00:00 in /srv: a reason
 ENUM_DIR   2 told
 
 FILESYSTEM  DEVICE  STRATEGY         WATCHES

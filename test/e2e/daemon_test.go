@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// status is what of the daemon's JSON the tests look at.
+type status struct {
+	Serving bool
+	Module  string
+	Total   struct {
+		Records, Responses int
+	}
+	Watches []struct {
+		Directory, User, Share, Filter, Filesystem, Strategy string
+		Tree                                                 bool
+		Pending                                              int
+		Since                                                time.Time
+	}
+}
+
+func readStatus() (s status, err error) {
+	out, err := exec.Command(*daemon, "status", "--json").Output()
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(out, &s)
+}
+
+// TestStatus: whose watch is where, from when the client has it until it goes.
+func TestStatus(t *testing.T) {
+	begin(t)
+	started := time.Now().Add(-time.Second)
+	w := startWatch(t, "", user1)
+	s, err := readStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Serving || s.Module == "" || s.Total.Records == 0 || s.Total.Responses == 0 || len(s.Watches) != 1 {
+		t.Fatalf("status %+v", s)
+	}
+	// ksmbd folds the names of shares.
+	if d := s.Watches[0]; d.Directory != share || d.User != "user" || d.Share != "test" || !d.Tree || d.Filesystem != *fsType ||
+		d.Strategy == "" || !strings.HasPrefix(d.Filter, "file-name,dir-name,") || d.Since.Before(started) {
+		t.Errorf("watch %+v", d)
+	}
+	out, err := exec.Command(*daemon, "status").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "serving ksmbd since") || !strings.Contains(string(out), share+"  yes ") {
+		t.Errorf("for people: %v\n%s", err, out)
+	}
+
+	w.close()
+	err = until(long, func() error {
+		s, err := readStatus()
+		if err == nil && len(s.Watches) > 0 {
+			err = fmt.Errorf("%d watches are left", len(s.Watches))
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := stopNotifyd(); err != nil {
+		t.Fatal(err)
+	}
+	out, err = exec.Command(*daemon, "status").CombinedOutput()
+	if want := "ksmbd-notifyd: the daemon does not run: systemctl start ksmbd-notifyd\n"; err == nil || string(out) != want {
+		t.Errorf("without a daemon: %v, %q", err, out)
+	}
+}
