@@ -88,8 +88,8 @@ const (
 	byRename = Attributes | Creation
 )
 
-// ops returns what has to be reported of a directory to serve the filter.
-func (f Filter) ops() fanotify.Op {
+// Ops returns what has to be reported of a directory to serve the filter.
+func (f Filter) Ops() fanotify.Op {
 	var ops fanotify.Op
 	if f&(FileName|DirName) != 0 {
 		ops |= fanotify.Create | fanotify.Delete | fanotify.Rename

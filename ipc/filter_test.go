@@ -60,7 +60,7 @@ func TestRecordsByBit(t *testing.T) {
 			if got != test.want[f] {
 				t.Errorf("%s under %v: got %q, want %q", test.what, f, got, test.want[f])
 			}
-			if got != "" && f.ops()&test.change.Op == 0 {
+			if got != "" && f.Ops()&test.change.Op == 0 {
 				t.Errorf("%s under %v: not asked for", test.what, f)
 			}
 		}
@@ -90,7 +90,7 @@ func TestOps(t *testing.T) {
 		LastAccess: fanotify.Access | fanotify.Attrib,
 		Security:   fanotify.Attrib,
 	} {
-		if got := f.ops(); got != want {
+		if got := f.Ops(); got != want {
 			t.Errorf("%v asks for %b, want %b", f, got, want)
 		}
 	}

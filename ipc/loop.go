@@ -326,7 +326,7 @@ func (l *loop) arm(item genl.Item, dir *os.File) (*watch, error) {
 		w.queue.overflow()
 	}
 	var err error
-	w.mark, err = l.group.Watch(dir, item.Tree, w.filter.ops(), func(c fanotify.Change) { l.changed(w, c) })
+	w.mark, err = l.group.Watch(dir, item.Tree, w.filter.Ops(), func(c fanotify.Change) { l.changed(w, c) })
 	return w, err
 }
 

@@ -87,6 +87,17 @@ func getFamily(s socket) (genetlink.Family, error) {
 	return family, nil
 }
 
+// FindFamily fails with ErrNoFamily unless a ksmbd that can notify is loaded.
+func FindFamily() error {
+	s, err := dialSocket()
+	if err != nil {
+		return fmt.Errorf("opening netlink: %w", err)
+	}
+	defer s.Close()
+	_, err = getFamily(s)
+	return err
+}
+
 // ksmbd is the Kernel that is one: a registered socket.
 type ksmbd struct {
 	log    *slog.Logger

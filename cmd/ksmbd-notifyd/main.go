@@ -29,11 +29,12 @@ var version = "unknown"
 
 const daemonUsage = `Usage: ksmbd-notifyd [OPTION]...
        ksmbd-notifyd status [OPTION]...
+       ksmbd-notifyd check [OPTION]...
        ksmbd-notifyd watch [OPTION]... DIR
 
 Tell ksmbd what changes in the directories that SMB clients watch. A command says
-what the daemon does, or what a client would be told of DIR ("ksmbd-notifyd
-COMMAND --help").
+what the daemon does, whether the shares of this machine can be watched, or what
+a client would be told of DIR ("ksmbd-notifyd COMMAND --help").
 
   -n, --nodetach[=WAY]  accepted for ksmbd.mountd's sake: always in the foreground
       --once            fail when ksmbd cannot notify, rather than wait for it
@@ -74,6 +75,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	case len(rest) > 0 && rest[0] == "watch":
 		return runWatch(rest[1:], o.verbose, stdout, stderr)
+	case len(rest) > 0 && rest[0] == "check":
+		return runCheck(rest[1:], stdout, stderr)
 	case len(rest) > 0 && rest[0] == "status":
 		return runStatus(rest[1:], stdout, stderr)
 	case len(rest) > 0:

@@ -44,6 +44,7 @@ func TestHelpAndVersion(t *testing.T) {
 	}{
 		{[]string{"-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"--help"}, "See ksmbd-notifyd(8) for more details.\n"},
+		{[]string{"check", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"status", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"-nv", "--once", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
 		{[]string{"--nodetach=1", "-h"}, "See ksmbd-notifyd(8) for more details.\n"},
@@ -64,7 +65,7 @@ func TestHelpAndVersion(t *testing.T) {
 
 // Every option is in the help, with both its forms, and the other way round.
 func TestHelpNamesEveryOption(t *testing.T) {
-	for _, args := range [][]string{nil, {"watch"}, {"status"}} {
+	for _, args := range [][]string{nil, {"watch"}, {"status"}, {"check"}} {
 		var help, stderr strings.Builder
 		run(append(args, "-h"), &help, &stderr)
 		for _, m := range regexp.MustCompile(`(?m)^  (?:-(\w),|   ) --([a-z]+)`).FindAllStringSubmatch(help.String(), -1) {
@@ -101,6 +102,9 @@ func TestMisuse(t *testing.T) {
 		{[]string{"watch", "--once", "a"}, "--once"},
 		{[]string{"status", "-x"}, "'x'"},
 		{[]string{"status", "now"}, `"now"`},
+		{[]string{"check", "-x"}, "'x'"},
+		{[]string{"check", "--config"}, "config"},
+		{[]string{"check", "it"}, `"it"`},
 	} {
 		var stdout, stderr strings.Builder
 		status := run(test.args, &stdout, &stderr)

@@ -175,7 +175,7 @@ func get(dir, what string) ([]byte, error) {
 	case errors.Is(err, unix.EACCES):
 		return nil, errors.New("the daemon's status is for root only")
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-		return nil, errors.New("the daemon does not run: systemctl start ksmbd-notifyd")
+		return nil, errors.New("the daemon does not run: systemctl enable --now ksmbd-notifyd")
 	case err != nil:
 		return nil, fmt.Errorf("asking the daemon: %w", errors.Unwrap(err))
 	}

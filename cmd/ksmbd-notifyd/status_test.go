@@ -63,7 +63,7 @@ func TestStatusWithoutDaemon(t *testing.T) {
 	for range 2 {
 		var stdout, stderr strings.Builder
 		status := run([]string{"status"}, &stdout, &stderr)
-		if want := "ksmbd-notifyd: the daemon does not run: systemctl start ksmbd-notifyd\n"; status != 1 || stdout.Len() > 0 || stderr.String() != want {
+		if want := "ksmbd-notifyd: the daemon does not run: systemctl enable --now ksmbd-notifyd\n"; status != 1 || stdout.Len() > 0 || stderr.String() != want {
 			t.Errorf("status %d, stdout %q, stderr %q", status, &stdout, &stderr)
 		}
 		// What a killed daemon leaves.

@@ -73,7 +73,7 @@ func TestStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err = exec.Command(*daemon, "status").CombinedOutput()
-	if want := "ksmbd-notifyd: the daemon does not run: systemctl start ksmbd-notifyd\n"; err == nil || string(out) != want {
+	if want := "ksmbd-notifyd: the daemon does not run: systemctl enable --now ksmbd-notifyd\n"; err == nil || string(out) != want {
 		t.Errorf("without a daemon: %v, %q", err, out)
 	}
 }
