@@ -38,6 +38,7 @@ a client would be told of DIR ("ksmbd-notifyd COMMAND --help").
 
   -n, --nodetach[=WAY]  accepted for ksmbd.mountd's sake: always in the foreground
       --once            fail when ksmbd cannot notify, rather than wait for it
+      --metrics         offer OpenMetrics on the status socket, as /metrics
   -v, --verbose         log every watch and request; -vv: every event and record too
   -V, --version         show version and exit
   -h, --help            show this help and exit
@@ -50,14 +51,15 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // run returns the exit status, 0 or 1.
 func run(args []string, stdout, stderr io.Writer) int {
 	var o struct {
-		once, version, help bool
-		verbose             int
+		once, metrics, version, help bool
+		verbose                      int
 	}
 	flags := pflag.NewFlagSet("ksmbd-notifyd", pflag.ContinueOnError)
 	flags.SetInterspersed(false) // what follows a command is for it
 	flags.StringP("nodetach", "n", "", "")
 	flags.Lookup("nodetach").NoOptDefVal = "1"
 	flags.BoolVar(&o.once, "once", false, "")
+	flags.BoolVar(&o.metrics, "metrics", false, "")
 	flags.CountVarP(&o.verbose, "verbose", "v", "")
 	flags.BoolVarP(&o.version, "version", "V", false, "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")
@@ -82,7 +84,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case len(rest) > 0:
 		return misuse(stderr, fmt.Errorf("unexpected argument %q", rest[0]), "ksmbd-notifyd")
 	}
-	return finish(stderr, serve(stderr, o.verbose, o.once))
+	return finish(stderr, serve(stderr, o.verbose, o.once, o.metrics))
 }
 
 // misuse says what is wrong with the command line.
@@ -104,7 +106,7 @@ func finish(stderr io.Writer, err error) int {
 }
 
 // serve is the daemon.
-func serve(stderr io.Writer, verbose int, once bool) error {
+func serve(stderr io.Writer, verbose int, once, metrics bool) error {
 	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
@@ -148,7 +150,7 @@ func serve(stderr io.Writer, verbose int, once bool) error {
 	tasks.Go(func() error { systemd.run(ctx, d); return nil })
 	tasks.Go(func() error { turn(ctx, hangup, log, level, verbose); return nil })
 	if status != nil {
-		tasks.Go(func() error { status.serve(ctx, log, d); return nil })
+		tasks.Go(func() error { status.serve(ctx, log, d, metrics); return nil })
 	}
 	return tasks.Wait()
 }

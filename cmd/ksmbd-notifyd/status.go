@@ -98,15 +98,15 @@ func (s *statusSocket) Close() error {
 }
 
 // serve answers until ctx is done.
-func (s *statusSocket) serve(ctx context.Context, log *slog.Logger, d *ipc.Daemon) {
-	server := http.Server{Handler: handlers(d), ReadHeaderTimeout: answerWithin, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+func (s *statusSocket) serve(ctx context.Context, log *slog.Logger, d *ipc.Daemon, metrics bool) {
+	server := http.Server{Handler: handlers(d, metrics), ReadHeaderTimeout: answerWithin, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(s.Listener); !errors.Is(err, http.ErrServerClosed) {
 		log.Error("there is no status any more", "err", err)
 	}
 }
 
-func handlers(d *ipc.Daemon) http.Handler {
+func handlers(d *ipc.Daemon, metrics bool) http.Handler {
 	started := time.Now()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -123,6 +123,9 @@ func handlers(d *ipc.Daemon) http.Handler {
 		e.SetIndent("", "  ")
 		e.Encode(report{version, kernelRelease(), started, status}) // fails when nobody reads it any more
 	})
+	if metrics {
+		mux.Handle("GET /metrics", metricsHandler(d))
+	}
 	return mux
 }
 

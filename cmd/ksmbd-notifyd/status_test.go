@@ -90,7 +90,7 @@ func TestStatusOfStuckDaemon(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	answer := httptest.NewRecorder()
-	handlers(d).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
+	handlers(d, false).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
 	if answer.Code != http.StatusServiceUnavailable || !strings.HasPrefix(answer.Body.String(), "the daemon does not answer: ") {
 		t.Errorf("%d %s", answer.Code, answer.Body)
 	}

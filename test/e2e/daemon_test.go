@@ -7,6 +7,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os/exec"
 	"strings"
 	"testing"
@@ -56,6 +59,20 @@ func TestStatus(t *testing.T) {
 	out, err := exec.Command(*daemon, "status").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "serving ksmbd since") || !strings.Contains(string(out), share+"  yes ") {
 		t.Errorf("for people: %v\n%s", err, out)
+	}
+
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(_, _ string) (net.Conn, error) {
+		return net.Dial("unix", "/run/ksmbd-notifyd/socket")
+	}}}
+	answer, err := client.Get("http://localhost/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := io.ReadAll(answer.Body)
+	answer.Body.Close()
+	if err != nil || !strings.Contains(string(metrics), "\nksmbd_notifyd_serving 1\n") ||
+		!strings.Contains(string(metrics), "\nksmbd_notifyd_watches{tree=\"yes\"} 1\n") {
+		t.Errorf("metrics: %v\n%s", err, metrics)
 	}
 
 	w.close()

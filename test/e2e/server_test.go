@@ -288,7 +288,7 @@ func startNotifyd() error {
 	if err := systemd.SetReadDeadline(time.Now().Add(long)); err != nil {
 		return err
 	}
-	server.notifyd, err = start("notifyd", "env", "NOTIFY_SOCKET="+socket, "nice", "-n", "-10", *daemon, "-n", "-vv")
+	server.notifyd, err = start("notifyd", "env", "NOTIFY_SOCKET="+socket, "nice", "-n", "-10", *daemon, "-n", "-vv", "--metrics")
 	if err != nil {
 		return err
 	}

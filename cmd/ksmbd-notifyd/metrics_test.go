@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"ksmbd-notifyd/ipc"
+)
+
+// running is a daemon that waits for ksmbd.
+func running(t *testing.T) *ipc.Daemon {
+	d := ipc.NewDaemon(slog.New(slog.DiscardHandler), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func TestMetrics(t *testing.T) {
+	d := running(t)
+	ask := func(h http.Handler) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("GET", "/metrics", nil)
+		r.Header.Set("Accept", "application/openmetrics-text;version=1.0.0")
+		answer := httptest.NewRecorder()
+		h.ServeHTTP(answer, r)
+		return answer
+	}
+	if a := ask(handlers(d, false)); a.Code != http.StatusNotFound {
+		t.Errorf("unasked for: %d", a.Code)
+	}
+	a := ask(handlers(d, true))
+	if a.Code != http.StatusOK || !strings.HasPrefix(a.Header().Get("Content-Type"), "application/openmetrics-text;") {
+		t.Fatalf("%d, %q: %s", a.Code, a.Header(), a.Body)
+	}
+	body := a.Body.String()
+	for _, want := range []string{
+		`ksmbd_notifyd_info{module="",version="unknown"} 1.0`, `ksmbd_notifyd_serving 0.0`, `ksmbd_notifyd_watches{tree="yes"} 0.0`,
+		`ksmbd_notifyd_responses_total{with="enum-dir"} 0.0`, `ksmbd_notifyd_records_total 0.0`, `# EOF`,
+	} {
+		if !strings.Contains(body, want+"\n") {
+			t.Errorf("%s is not in\n%s", want, body)
+		}
+	}
+	if n := len(regexp.MustCompile(`(?m)^ksmbd_notifyd_`).FindAllString(body, -1)); n != 15 {
+		t.Errorf("%d samples in\n%s", n, body)
+	}
+	problems, err := testutil.CollectAndLint(metrics{d})
+	if err != nil || problems != nil {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
