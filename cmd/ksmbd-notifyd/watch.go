@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -85,8 +86,34 @@ func runWatch(args []string, verbose int, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return finish(stderr, watch(ctx, newLogger(stderr, level), &client{
-		dir: flags.Arg(0), tree: o.recursive, filter: filter, json: o.json, out: stdout, msg: stderr,
+		dir: flags.Arg(0), tree: o.recursive, filter: filter, json: o.json, colors: hasColors(stdout), out: stdout, msg: stderr,
 	}))
+}
+
+// hasColors says whether w is a terminal whose user wants colours, see
+// https://no-color.org.
+func hasColors(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// color returns what makes a terminal write in an action's colour.
+func color(action string) string {
+	switch action {
+	case genl.ActionAdded.String():
+		return "\x1b[32m" // green
+	case genl.ActionRemoved.String():
+		return "\x1b[31m" // red
+	case genl.ActionModified.String():
+		return "\x1b[33m" // yellow
+	case genl.StatusEnumDir.String():
+		return "\x1b[35m" // magenta
+	}
+	return "\x1b[36m" // cyan: a rename
 }
 
 // watch lets c watch until ctx is done, which is no error.
@@ -109,6 +136,7 @@ type client struct {
 	tree   bool
 	filter ipc.Filter
 	json   bool
+	colors bool
 	out    io.Writer // records
 	msg    io.Writer // messages
 
@@ -196,5 +224,9 @@ func (c *client) print(b *bytes.Buffer, action, name string) {
 		}{action, name}) // neither a Buffer nor a string can fail
 		return
 	}
-	b.WriteString(strings.TrimRight(fmt.Sprintf("%-16s  %s", action, printable(name)), " ") + "\n")
+	line := strings.TrimRight(fmt.Sprintf("%-16s  %s", action, printable(name)), " ")
+	if c.colors {
+		line = color(action) + line[:len(action)] + "\x1b[0m" + line[len(action):]
+	}
+	b.WriteString(line + "\n")
 }

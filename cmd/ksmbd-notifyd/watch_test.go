@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -207,6 +208,42 @@ func TestWatchJSON(t *testing.T) {
 		}
 	}
 	c.terminate(t)
+}
+
+// A terminal has colours, unless its user wants none; a file never.
+func TestWatchColors(t *testing.T) {
+	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer ptmx.Close()
+	t.Setenv("TERM", "xterm")
+	t.Setenv("NO_COLOR", "")
+	if !hasColors(ptmx) {
+		t.Error("a terminal has no colours")
+	}
+	if hasColors(io.Discard) || hasColors(journal(t)) {
+		t.Error("a file has colours")
+	}
+	t.Setenv("NO_COLOR", "1")
+	if hasColors(ptmx) {
+		t.Error("NO_COLOR is not respected")
+	}
+	t.Setenv("NO_COLOR", "")
+	t.Setenv("TERM", "dumb")
+	if hasColors(ptmx) {
+		t.Error("a dumb terminal has colours")
+	}
+
+	var b bytes.Buffer
+	c := &client{colors: true}
+	c.print(&b, "ADDED", "a")
+	c.print(&b, "RENAMED_NEW_NAME", "b")
+	c.print(&b, "ENUM_DIR", "")
+	want := "\x1b[32mADDED\x1b[0m             a\n\x1b[36mRENAMED_NEW_NAME\x1b[0m  b\n\x1b[35mENUM_DIR\x1b[0m\n"
+	if b.String() != want {
+		t.Errorf("got %q, want %q", &b, want)
+	}
 }
 
 // The directory is removed: there is nothing more to print.
