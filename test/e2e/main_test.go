@@ -14,10 +14,11 @@ import (
 )
 
 var (
-	module = flag.String("module", "/rig/ksmbd.ko", "kernel module to load; stock: the distribution's own")
-	daemon = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
-	fsType = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs")
-	demo   = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
+	module  = flag.String("module", "/rig/ksmbd.ko", "kernel module to load; stock: the distribution's own")
+	daemon  = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
+	fsType  = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs")
+	cifsDir = flag.String("cifs-notify", "", "only watch a directory of a mounted share")
+	demo    = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
 
 	smbtorture = flag.String("smbtorture", "smbtorture", "Samba's smbtorture")
 	requests   = flag.Int("requests", 10000, "how many requests TestCredits makes")
@@ -40,6 +41,10 @@ func runMain(m *testing.M) (code int) {
 	fail := func(err error) {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = 1
+	}
+	if *cifsDir != "" {
+		fail(cifsNotify(*cifsDir, os.Stdout))
+		return
 	}
 	// Before anything is started, so that what it stops is whatever was.
 	defer func() {

@@ -5,6 +5,8 @@
 package e2e
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -91,6 +93,99 @@ func TestMultichannel(t *testing.T) {
 			w.ends(last, smb2.StatusNotifyCleanup)
 		})
 	}
+}
+
+// reconfigure restarts ksmbd with more global options, and the daemon: one that finds a module anew has missed something.
+func reconfigure(t *testing.T, options string) {
+	t.Helper()
+	conf, err := os.ReadFile(confFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := func(conf []byte) {
+		err := errors.Join(os.WriteFile(confFile, conf, 0o644), stopNotifyd(), stopMountd(), unloadModule(),
+			loadModule(), startMountd(), startNotifyd())
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { restart(conf) })
+	restart(bytes.Replace(conf, []byte("[global]\n"), []byte("[global]\n"+options), 1))
+}
+
+// openWatches gives how many watches the daemon's log tells of that have not ended.
+func openWatches(t *testing.T) int {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(results, "notifyd.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Count(log, []byte("debug: watch ")) - bytes.Count(log, []byte("debug: unwatch "))
+}
+
+// TestDurable: a durable handle outlives its connection. Its watch does not: it takes no change with it, nothing is sent,
+// and nothing stays behind. On the handle that is taken up again, the next request is a first one.
+func TestDurable(t *testing.T) {
+	options := "\tsmb2 leases = yes\n"
+	tools, err := os.ReadFile("/usr/libexec/ksmbd.tools")
+	if err != nil {
+		t.Fatal(err)
+	}
+	can := bytes.Contains(tools, []byte("durable handles"))
+	if can {
+		options = "\tsmb2 leases = yes\n\tdurable handles = yes\n"
+	} else {
+		t.Log("ksmbd-tools before 3.5 cannot turn durable handles on: the handle goes with the connection")
+	}
+	reconfigure(t, options)
+	begin(t)
+	w := newWire(t, long)
+	key, guid := [16]byte{1}, [16]byte{2}
+	p := smb2.CreateParams{
+		Name: w.name, Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+		Oplock: smb2.OplockLease, Contexts: []smb2.Context{smb2.LeaseContext(key), smb2.DurableContext(guid)},
+	}
+	watches := openWatches(t)
+	settled := func(n int) {
+		t.Helper()
+		w.ok(until(long, func() error {
+			if now := openWatches(t); now != watches+n {
+				return fmt.Errorf("%d watches more than before, want %d", now-watches, n)
+			}
+			return nil
+		}))
+	}
+
+	o := smb2.Options{ClientGUID: [16]byte{3}}
+	c, tree := w.connect(o)
+	r, err := c.Do(w.ctx, tree.CreateRequest(p))
+	w.ok(err)
+	if r.Granted("DH2Q") != can {
+		t.Fatalf("a durable handle is granted: %v", !can)
+	}
+	f, err := tree.Created(r)
+	w.ok(err)
+	call, _ := w.park(f, wireNames())
+	w.touch("a")
+	w.told(call, "ADDED a")
+	w.park(f, wireNames())
+	settled(1)
+	c.Reset()
+	settled(0)
+	w.touch("b")
+
+	_, tree = w.connect(o)
+	if can {
+		p.Contexts = []smb2.Context{smb2.LeaseContext(key), f.ReconnectContext(guid)}
+	}
+	f = w.create(tree, p)
+	call, _ = w.park(f, wireNames())
+	w.touch("c")
+	w.told(call, "ADDED c")
+	w.park(f, wireNames())
+	settled(1)
+	w.ok(f.Close(w.ctx))
+	settled(0)
 }
 
 // TestCredits: an asynchronous request costs no credits in the long run, nor anything else.

@@ -32,6 +32,8 @@ type Options struct {
 	Sign           bool   // sign every message, and demand it
 	Cipher         Cipher // for every message after the session setup
 	Credits        uint16 // to ask for while the session is set up
+
+	ClientGUID [16]byte // zero: made up
 }
 
 // errShort is a response too short for its command.
@@ -39,18 +41,19 @@ var errShort = errors.New("short response")
 
 // Dial connects, negotiates and sets up a session, MS-SMB2 3.2.4.2.
 func Dial(ctx context.Context, addr string, o Options) (*Conn, error) {
-	var guid [16]byte
-	rand.Read(guid[:])
-	return dial(ctx, addr, o, guid, nil)
+	if o.ClientGUID == [16]byte{} {
+		rand.Read(o.ClientGUID[:])
+	}
+	return dial(ctx, addr, o, nil)
 }
 
 // Bind connects once more and binds the new connection to c's session, with
 // c's options. MS-SMB2 3.2.4.1.7 calls it a channel.
 func (c *Conn) Bind(ctx context.Context) (*Conn, error) {
-	return dial(ctx, c.nc.RemoteAddr().String(), c.options, c.guid, c)
+	return dial(ctx, c.nc.RemoteAddr().String(), c.options, c)
 }
 
-func dial(ctx context.Context, addr string, o Options, guid [16]byte, main *Conn) (*Conn, error) {
+func dial(ctx context.Context, addr string, o Options, main *Conn) (*Conn, error) {
 	if ccm := o.Cipher == AES128CCM; o.Cipher != CipherNone && o.Dialect < Dialect311 && (!ccm || o.Dialect < Dialect300) {
 		return nil, fmt.Errorf("dialect %v has no %v", o.Dialect, o.Cipher)
 	}
@@ -60,7 +63,7 @@ func dial(ctx context.Context, addr string, o Options, guid [16]byte, main *Conn
 		return nil, err
 	}
 	c := newConn(nc)
-	c.options, c.guid = o, guid
+	c.options = o
 	preauth, err := c.negotiate(ctx)
 	if err == nil {
 		err = c.sessionSetup(ctx, main, preauth)
@@ -82,12 +85,12 @@ func (o *Options) securityMode() uint16 {
 // negotiate gives the preauthentication hash so far, MS-SMB2 2.2.3, 2.2.4.
 func (c *Conn) negotiate(ctx context.Context) ([]byte, error) {
 	o := c.options
-	guid, capabilities := c.guid, uint32(0x04) // SMB2_GLOBAL_CAP_LARGE_MTU
+	guid, capabilities := o.ClientGUID, uint32(0x04) // SMB2_GLOBAL_CAP_LARGE_MTU
 	switch {
 	case o.Dialect <= Dialect202:
 		guid, capabilities = [16]byte{}, 0
 	case o.Dialect >= Dialect300:
-		capabilities |= 0x08 // SMB2_GLOBAL_CAP_MULTI_CHANNEL
+		capabilities |= 0x2a // SMB2_GLOBAL_CAP_LEASING, MULTI_CHANNEL, DIRECTORY_LEASING
 	}
 	if o.Cipher != CipherNone {
 		capabilities |= 0x40 // SMB2_GLOBAL_CAP_ENCRYPTION
@@ -119,7 +122,8 @@ func (c *Conn) negotiate(ctx context.Context) ([]byte, error) {
 	if got := Dialect(le.Uint16(r.Body[4:])); got != o.Dialect {
 		return nil, fmt.Errorf("NEGOTIATE: asked for %v, got %v", o.Dialect, got)
 	}
-	if got := agreedCipher(r); got != o.Cipher {
+	// Before 3.1.1 the server's capability says what it could do.
+	if got := agreedCipher(r); got != o.Cipher && (o.Cipher != CipherNone || o.Dialect == Dialect311) {
 		return nil, fmt.Errorf("NEGOTIATE: asked for the cipher %v, got %v", o.Cipher, got)
 	}
 	c.mu.Lock()

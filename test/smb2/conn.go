@@ -98,7 +98,6 @@ func (c *Call) Cancel(ctx context.Context) error {
 type Conn struct {
 	nc          net.Conn
 	options     Options
-	guid        [16]byte // of the client
 	dialect     Dialect
 	maxTransact uint32
 

@@ -3,6 +3,7 @@
 package smb2
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,8 +29,9 @@ const (
 	OptionDeleteOnClose  uint32 = 0x1000
 )
 
-// OplockBatch is a RequestedOplockLevel, MS-SMB2 2.2.13.
-const OplockBatch uint8 = 9
+// OplockLease is the RequestedOplockLevel that goes with a lease context,
+// MS-SMB2 2.2.13.
+const OplockLease uint8 = 0xff
 
 // CreateParams are those of a CREATE request. Everything is shared.
 type CreateParams struct {
@@ -38,13 +40,42 @@ type CreateParams struct {
 	Disposition uint32
 	Options     uint32
 	Oplock      uint8
-	Context     []byte // a create context, made by CreateContext; or none
+	Contexts    []Context
 }
 
-// CreateContext is a SMB2_CREATE_CONTEXT, MS-SMB2 2.2.13.2, with a name of four
-// characters.
-func CreateContext(name string, data []byte) []byte {
-	return pack(uint32(0), uint16(16), uint16(4), uint16(0), uint16(24), uint32(len(data)), []byte(name), uint32(0), data)
+// Context is a create context, MS-SMB2 2.2.13.2.
+type Context struct {
+	Name string // four characters
+	Data []byte
+}
+
+// LeaseContext asks for a lease that lets the client read, write and keep the
+// handle, MS-SMB2 2.2.13.2.10.
+func LeaseContext(key [16]byte) Context {
+	return Context{"RqLs", pack(key, uint32(7), uint32(0), uint64(0), [16]byte{}, uint16(0), uint16(0))}
+}
+
+// DurableContext asks for a durable handle, MS-SMB2 2.2.13.2.11.
+func DurableContext(guid [16]byte) Context {
+	return Context{"DH2Q", pack(uint32(60000), uint32(0), uint64(0), guid)}
+}
+
+// ReconnectContext asks for a durable handle again, MS-SMB2 2.2.13.2.12.
+func (f *File) ReconnectContext(guid [16]byte) Context {
+	return Context{"DH2C", pack(f.ID, guid, uint32(0))}
+}
+
+func encodeContexts(contexts []Context) []byte {
+	var b []byte
+	for i, c := range contexts {
+		one := pack(uint32(0), uint16(16), uint16(4), uint16(0), uint16(24), uint32(len(c.Data)), []byte(c.Name), uint32(0), c.Data)
+		if i < len(contexts)-1 {
+			one = append(one, make([]byte, -len(one)&7)...)
+			le.PutUint32(one, uint32(len(one)))
+		}
+		b = append(b, one...)
+	}
+	return b
 }
 
 // CreateRequest is a CREATE, MS-SMB2 2.2.13.
@@ -54,8 +85,8 @@ func (t *Tree) CreateRequest(p CreateParams) *Request {
 	if nameLen == 0 {
 		name = make([]byte, 8) // the body has a variable part, always
 	}
-	contextOff := uint32(0)
-	if len(p.Context) > 0 {
+	contexts, contextOff := encodeContexts(p.Contexts), uint32(0)
+	if len(contexts) > 0 {
 		name = append(name, make([]byte, -len(name)&7)...)
 		contextOff = uint32(headerLen + 56 + len(name))
 	}
@@ -64,8 +95,8 @@ func (t *Tree) CreateRequest(p CreateParams) *Request {
 		Command: Create,
 		TreeID:  t.ID,
 		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), p.Access, uint32(0),
-			uint32(share), p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(p.Context)),
-			name, p.Context),
+			uint32(share), p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(contexts)),
+			name, contexts),
 	}
 }
 
@@ -91,6 +122,11 @@ func (t *Tree) Related() *File {
 		f.ID[i] = 0xff
 	}
 	return f
+}
+
+// Granted says whether a CREATE response carries a context of that name.
+func (r *Response) Granted(context string) bool {
+	return len(r.Body) > 88 && bytes.Contains(r.Body[88:], []byte(context))
 }
 
 // Created is the file that a CREATE response opened.

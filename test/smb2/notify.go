@@ -91,8 +91,7 @@ func (f *File) Notify(ctx context.Context, p NotifyParams) (*Call, error) {
 	return calls[0], nil
 }
 
-// Records decodes the response of a CHANGE_NOTIFY, MS-SMB2 2.2.36 and
-// MS-FSCC 2.7.1, and fails on whatever a strict client could stumble over.
+// Records decodes the response of a CHANGE_NOTIFY, MS-SMB2 2.2.36.
 func (r *Response) Records() ([]Record, error) {
 	b := r.Body
 	if len(b) < 8 || le.Uint16(b) != 9 {
@@ -105,10 +104,12 @@ func (r *Response) Records() ([]Record, error) {
 	if off < 8 || off > len(b) || length > len(b)-off {
 		return nil, errors.New("CHANGE_NOTIFY response: buffer outside of the message")
 	}
-	return decodeRecords(b[off : off+length])
+	return DecodeRecords(b[off : off+length])
 }
 
-func decodeRecords(b []byte) ([]Record, error) {
+// DecodeRecords decodes a list of FILE_NOTIFY_INFORMATION, MS-FSCC 2.7.1, and
+// fails on whatever a strict client could stumble over.
+func DecodeRecords(b []byte) ([]Record, error) {
 	var records []Record
 	for {
 		if len(b) < 12 {

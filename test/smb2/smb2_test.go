@@ -110,7 +110,7 @@ func TestDecodeRecords(t *testing.T) {
 		{"overlap", pack(entry(12, Added, "a", 2), entry(0, Added, "b", 0)), nil, true},
 		{"next outside", entry(1<<31, Added, "a", 2), nil, true},
 	} {
-		got, err := decodeRecords(test.in)
+		got, err := DecodeRecords(test.in)
 		if (err != nil) != test.fail || !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, %v", test.name, got, err)
 		}
@@ -120,7 +120,7 @@ func TestDecodeRecords(t *testing.T) {
 func FuzzDecodeRecords(f *testing.F) {
 	f.Add(pack(entry(16, Added, "a", 2), entry(0, Removed, "bc", 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		records, err := decodeRecords(b)
+		records, err := DecodeRecords(b)
 		if err == nil && len(records) > len(b)/14 {
 			t.Errorf("%d records in %d bytes", len(records), len(b))
 		}
