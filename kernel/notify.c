@@ -47,6 +47,9 @@
 /* What Windows allows, see MS-SMB2 3.3.5.19 on asynchronous requests. */
 #define NOTIFY_MAX_PENDING	511
 
+/* Directories of a watch tree whose verdicts are kept. */
+#define NOTIFY_MAX_VERDICTS	32
+
 /* FILE_NOTIFY_INFORMATION, MS-FSCC 2.7.1 */
 struct notify_information {
 	__le32	next;
@@ -63,10 +66,19 @@ struct notify_item {
 	u64			id;
 };
 
+/* What may_list() has found of a directory below a watched one. */
+struct notify_verdict {
+	struct list_head	entry;		/* in watch->verdicts */
+	bool			may;
+	struct file_handle	fh;
+};
+
 struct notify_watch {
 	struct notify_item	item;
 	struct list_head	entry;		/* in notify_watches until closed */
 	struct list_head	requests;	/* not yet ended, oldest first */
+	struct list_head	verdicts;	/* last used first */
+	unsigned int		verdict_count;
 	struct ksmbd_file	*fp;		/* NULL once closed */
 	struct file		*dir;		/* a reference, until closed */
 	u32			filter;
@@ -144,12 +156,17 @@ static bool item_is_request(const struct notify_item *item)
 
 static void item_put(struct notify_item *item)
 {
+	struct notify_verdict *verdict, *tmp;
 	struct notify_watch *watch = NULL;
 
 	if (!refcount_dec_and_test(&item->refs))
 		return;
 	if (item_is_request(item))
 		watch = item_request(item)->watch;
+	else
+		list_for_each_entry_safe(verdict, tmp,
+					 &item_watch(item)->verdicts, entry)
+			kfree(verdict);
 	kfree(item);
 	if (watch)
 		item_put(&watch->item);
@@ -490,6 +507,7 @@ static struct notify_watch *watch_alloc(struct ksmbd_work *work,
 		return NULL;
 	INIT_LIST_HEAD(&watch->item.entry);
 	INIT_LIST_HEAD(&watch->requests);
+	INIT_LIST_HEAD(&watch->verdicts);
 	refcount_set(&watch->item.refs, 1);
 	watch->item.type = KSMBD_NOTIFY_ITEM_TYPE_WATCH;
 	watch->filter = le32_to_cpu(r->CompletionFilter);
@@ -1354,6 +1372,75 @@ static int may_list(struct ksmbd_notify_request *req,
 	return may;
 }
 
+static bool same_handle(const struct file_handle *a,
+			const struct file_handle *b)
+{
+	return a->handle_bytes == b->handle_bytes &&
+	       !memcmp(a, b, sizeof(*a) + a->handle_bytes);
+}
+
+static struct notify_verdict *verdict_find(struct notify_watch *watch,
+					   const struct file_handle *fh)
+{
+	struct notify_verdict *verdict;
+
+	lockdep_assert_held(&notify_lock);
+
+	list_for_each_entry(verdict, &watch->verdicts, entry)
+		if (same_handle(&verdict->fh, fh)) {
+			list_move(&verdict->entry, &watch->verdicts);
+			return verdict;
+		}
+	return NULL;
+}
+
+/* Keeps what was found, for when the directory is gone. */
+static void verdict_keep(struct notify_watch *watch,
+			 const struct file_handle *fh, bool may)
+{
+	size_t len = sizeof(*fh) + fh->handle_bytes;
+	struct notify_verdict *verdict, *spare;
+
+	spare = kmalloc(offsetof(struct notify_verdict, fh) + len,
+			KSMBD_DEFAULT_GFP);
+	if (spare)
+		memcpy(&spare->fh, fh, len);
+
+	spin_lock(&notify_lock);
+	verdict = verdict_find(watch, fh);
+	if (!verdict && spare) {
+		verdict = spare;
+		spare = NULL;
+		if (watch->verdict_count == NOTIFY_MAX_VERDICTS) {
+			spare = list_last_entry(&watch->verdicts,
+						struct notify_verdict, entry);
+			list_del(&spare->entry);
+		} else {
+			watch->verdict_count++;
+		}
+		list_add(&verdict->entry, &watch->verdicts);
+	}
+	if (verdict)
+		verdict->may = may;
+	spin_unlock(&notify_lock);
+	kfree(spare);
+}
+
+/* What was found last of a directory that is gone, or -ENOENT. */
+static int verdict_recall(struct notify_watch *watch,
+			  const struct file_handle *fh)
+{
+	struct notify_verdict *verdict;
+	int may = -ENOENT;
+
+	spin_lock(&notify_lock);
+	verdict = verdict_find(watch, fh);
+	if (verdict)
+		may = verdict->may;
+	spin_unlock(&notify_lock);
+	return may;
+}
+
 /*
  * Whether the user could not have seen @name, whose directory is gone, in any
  * case. Nobody can tell that of the directory itself, but of what is above it.
@@ -1379,7 +1466,7 @@ static bool was_hidden(struct ksmbd_notify_request *req, const char *name,
 		if (!err) {
 			hidden = inode_permission(mnt_idmap(path.mnt),
 						  d_inode(path.dentry),
-						  MAY_READ | MAY_EXEC);
+						  MAY_EXEC);
 			path_put(&path);
 		} else if (err == -EACCES) {
 			hidden = true;
@@ -1396,9 +1483,13 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		return false;
 	if (!fh)
 		return true;
-	if (!req->listed || req->listed->handle_bytes != fh->handle_bytes ||
-	    memcmp(req->listed, fh, sizeof(*fh) + fh->handle_bytes))
+	if (!req->listed || !same_handle(req->listed, fh)) {
 		req->may_list = may_list(req, fh);
+		if (req->may_list < 0)
+			req->may_list = verdict_recall(req->watch, fh);
+		else
+			verdict_keep(req->watch, fh, req->may_list);
+	}
 	req->listed = fh;
 	/* Neither to be told nor to be kept quiet about: list it anew. */
 	if (req->may_list < 0 && !was_hidden(req, name, len))

@@ -6,9 +6,12 @@ package e2e
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -76,11 +79,12 @@ func TestPermissions(t *testing.T) {
 		`ADDED passage\inner\e`, `ADDED private\f`, `REMOVED private\f`, `ADDED open\f`, `REMOVED open\f`, `ADDED private\g`,
 		`RENAMED_OLD_NAME private`, `RENAMED_NEW_NAME hidden`, `ADDED hidden\h`, `ADDED end`)
 
-	// Whether a directory that is gone could be listed, nobody can tell: its owner lists anew, and others who could
-	// not get there anyway are told nothing.
-	w.ok(os.RemoveAll(filepath.Join(w.dir, "hidden/inner")))
+	// Of a directory that is gone it counts whether it could be listed when it was last told of.
+	for _, name := range []string{"a", "b", ""} {
+		w.ok(os.Remove(filepath.Join(w.dir, "hidden/inner", name)))
+	}
 	w.touch("more")
-	w.enumDir(w.ends(w.send(theirs, all), smb2.StatusNotifyEnumDir))
+	w.toldInAll(theirs, all, `REMOVED hidden\inner\a`, `REMOVED hidden\inner\b`, `REMOVED hidden\inner`, `ADDED more`)
 	w.toldInAll(others, all, `ADDED more`)
 }
 
@@ -215,26 +219,44 @@ func TestHiddenDirectory(t *testing.T) {
 	}
 }
 
-// TestHiddenDirectoryRemoved: a directory that others cannot list goes, with all that is in it. That it went is told, and
-// nothing of what was in it, not even that there is something to be listed anew.
+// TestHiddenDirectoryRemoved: a directory that others cannot list goes, with all that is in it, before the daemon looks.
+// If it was told of earlier, that it went is told and nothing of what was in it. Else nobody can tell any more who could
+// list what, and the client lists anew: no name is told that it may not know.
 func TestHiddenDirectoryRemoved(t *testing.T) {
-	begin(t)
-	w := newWire(t, long)
-	for _, name := range []string{"private", "private/a", "private/a/b"} {
-		w.mkdir(name)
-		for i := range 20 {
-			w.touch(filepath.Join(name, string(rune('a'+i))+"-file"))
-		}
+	for _, known := range []bool{true, false} {
+		t.Run(fmt.Sprintf("known=%v", known), func(t *testing.T) {
+			begin(t)
+			w := newWire(t, long)
+			dirs := []string{"private", "private/a", "private/a/b"}
+			for _, name := range dirs {
+				w.mkdir(name)
+				w.touch(filepath.Join(name, "file"))
+			}
+			w.ok(os.Chmod(filepath.Join(w.dir, "private"), 0o700))
+			_, tree := w.connect2()
+			f := w.open(tree, "")
+			p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 65536}
+			call, _ := w.park(f, p)
+			if known {
+				for _, name := range dirs {
+					w.touch(filepath.Join(name, "another"))
+				}
+				w.touch("known")
+				w.told(call, "ADDED known")
+				call, _ = w.park(f, p)
+			}
+			w.ok(server.notifyd.cmd.Process.Signal(syscall.SIGSTOP))
+			err := os.RemoveAll(filepath.Join(w.dir, "private"))
+			w.touch("end")
+			w.ok(errors.Join(err, server.notifyd.cmd.Process.Signal(syscall.SIGCONT)))
+			if known {
+				w.told(call, "REMOVED private")
+				w.told(w.send(f, p), "ADDED end")
+			} else {
+				w.enumDir(w.ends(call, smb2.StatusNotifyEnumDir))
+			}
+		})
 	}
-	w.ok(os.Chmod(filepath.Join(w.dir, "private"), 0o700))
-	_, tree := w.connect2()
-	f := w.open(tree, "")
-	p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterAll, Length: 65536}
-	call, _ := w.park(f, p)
-	w.ok(os.RemoveAll(filepath.Join(w.dir, "private")))
-	w.touch("end")
-	w.told(call, "REMOVED private")
-	w.told(w.send(f, p), "ADDED end")
 }
 
 // TestOtherShares: a watch tree tells of its share alone, whatever is above or beside it in the same file system.
