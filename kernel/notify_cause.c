@@ -19,6 +19,7 @@
 #include "connection.h"
 #include "ksmbd_work.h"
 #include "notify.h"
+#include "notify_compat.h"
 #include "smb_common.h"
 #include "vfs_cache.h"
 
@@ -59,7 +60,7 @@ static void cause_set_file(struct ksmbd_notify_cause *cause,
 static u32 set_info_filter(const struct smb2_set_info_req *req,
 			   struct ksmbd_file *fp)
 {
-	const struct smb2_file_basic_info *basic;
+	const struct file_basic_info *basic;
 	u32 filter = 0;
 
 	if (req->InfoType == SMB2_O_INFO_SECURITY)

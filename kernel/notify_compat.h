@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What differs between the kernel series that notify.c is built for. What
+ * What differs between the kernel series that our sources are built for. What
  * ksmbd itself has to do differently is in hooks-*.patch.
  */
 
@@ -15,6 +15,10 @@
 /* 6.12 has none. */
 #ifndef kzalloc_obj
 #define kzalloc_obj(obj, gfp)	kzalloc(sizeof(obj), gfp)
+#endif
+
+#if KERNEL_VERSION(7, 3, 0) > LINUX_VERSION_CODE
+#define file_basic_info	smb2_file_basic_info
 #endif
 
 /* Whether the Windows ACL of @path grants @daccess to an open by @uid. */
