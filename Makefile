@@ -3,10 +3,9 @@
 # make build        build/ksmbd-notifyd
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
-# make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), smbtorture's notify tests once
-#                   more on each of the other file systems, and a part of test-regression
+# make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), and a part of these two:
 # make test-torture smbtorture's notify tests of two versions of Samba on all file systems, each 10 times
-# make test-regression  all of smbtorture's smb2 tests that pass with the stock module
+# make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
 #
@@ -41,7 +40,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module run test test-unit test-guest test-filesystems test-torture test-regression test-debug check-kernel clean FORCE
+.PHONY: all build module run test test-unit test-guest test-smbtorture test-torture test-regression test-debug check-kernel clean FORCE
 all: build
 
 build:
@@ -81,8 +80,7 @@ guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/sam
 run: build module $(guest)
 	@test/guest/demo.sh $(BUILD)
 
-test: test-unit test-guest test-filesystems
-	@test/guest/regression.sh $(BUILD) '^smb2\.(compound|lock|dir|credits)\.'
+test: test-unit test-guest test-smbtorture
 
 test-unit:
 	@$(packages) $(PACKAGES_UNIT)
@@ -91,14 +89,16 @@ test-unit:
 test-guest: build module $(guest)
 	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA='$(SAMBA)' test/guest/test.sh $(BUILD)
 
-test-filesystems: build module $(guest)
-	@TRIES=1 SLOW=1 test/guest/torture.sh $(BUILD) ext4: xfs: btrfs:
+# What of the two that follow a change must pass.
+test-smbtorture: build module $(guest)
+	@test/guest/torture.sh $(BUILD) tmpfs::$(TRIES):$(SLOW) {ext4,xfs,btrfs}::1:1
+	@test/guest/regression.sh $(BUILD) '^smb2\.(compound|lock|dir|credits)\.'
+
+test-torture: build module $(guest) $(BUILD)/samba-4.22/smbtorture.cpio
+	@test/guest/torture.sh $(BUILD) {tmpfs,ext4,xfs,btrfs}:{,4.22}:10:10
 
 test-regression: build module $(guest)
 	@test/guest/regression.sh $(BUILD) '^smb2\.'
-
-test-torture: build module $(guest) $(BUILD)/samba-4.22/smbtorture.cpio
-	@TRIES=10 SLOW=10 test/guest/torture.sh $(BUILD) {tmpfs,ext4,xfs,btrfs}:{,4.22}
 
 test-debug: build $(guest)
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# test.sh BUILD: the guest tests, but for TestRegression. From the environment: RUN, FS, TRIES, SLOW, SAMBA, as the Makefile
+# test.sh BUILD: the guest tests, but for TestRegression, and TestTorture only if RUN names it. From the environment: RUN, FS, TRIES, SLOW, SAMBA, as the Makefile
 # has them, and UML for run.sh.
 set -euo pipefail
 
@@ -34,12 +34,6 @@ fi
 # not have it watched by then, and on two emulated processors ours has not in 1 of 100 tries. On one the daemon comes
 # first, by its priority.
 case $RUN in
-*Torture*) torture=$RUN ;;
-*)
-	torture=TestTorture
-	guest "$name" 1200 "$RUN" "$skip|$torture"
-	;;
-esac
-case $RUN in
-. | *Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$torture" "$skip" ;;
+*Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$RUN" "$skip" ;;
+*) guest "$name" 1200 "$RUN" "$skip|TestTorture" ;;
 esac

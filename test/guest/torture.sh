@@ -1,34 +1,40 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# torture.sh BUILD FS:SAMBA...: smbtorture's notify tests in a guest for each file system and Samba (empty: this machine's),
-# as many guests at a time as there are processors, and a table in the end. Fails when one of them does.
+# torture.sh BUILD FS:SAMBA:TRIES:SLOW...: smbtorture's notify tests in a guest for each file system and Samba (empty: this
+# machine's), each test TRIES times and those that take minutes SLOW times. JOBS guests at a time (as many as there are
+# processors), and a table in the end. Fails when one of them does.
 set -euo pipefail
 
 build=$1
 shift
 here=$(dirname "$(realpath "$0")")
-name() { echo "test-${1%%:*}-torture${1#*:}"; }
+name() { IFS=: read -r FS SAMBA TRIES SLOW <<< "$1" && echo "test-$FS-torture$SAMBA"; }
 one() {
-	echo "torture: $(name "$1"), $TRIES times, slow ones $SLOW times"
-	FS=${1%%:*} SAMBA=${1#*:} RUN=TestTorture "$here/test.sh" "$build" > "$build/guest/$(name "$1").log" 2>&1 && return
-	grep -E '^ *(--- FAIL|torture_test)|^guest:' "$build/guest/$(name "$1").log" | sed "s/^/$(name "$1"): /"
+	local name log
+	name=$(name "$1")
+	log=$build/guest/$name.log
+	IFS=: read -r FS SAMBA TRIES SLOW <<< "$1"
+	export FS SAMBA TRIES SLOW
+	echo "torture: $name: $TRIES times, slow ones $SLOW times"
+	RUN=TestTorture "$here/test.sh" "$build" > "$log" 2>&1 && return
+	grep -aE '^ *(--- FAIL|torture_test)|^guest:' "$log" | sed "s/^/$name: /"
 	return 1
 }
 export -f one name
 export build here
 
 status=0
-printf '%s\n' "$@" | xargs -P "$(nproc)" -I{} bash -euo pipefail -c 'one {}' || status=1
+printf '%s\n' "$@" | xargs -P "${JOBS:-$(nproc)}" -I{} bash -euo pipefail -c 'one {}' || status=1
 
 # Of each test how often it passed of how many times.
 tables=()
 for run in "$@"; do tables+=("$build/guest/out/$(name "$run")/torture.tsv"); done
 awk -F'\t' '
-	FNR == 1 { run = FILENAME; sub(/\/torture.tsv$/, "", run); sub(/.*\/test-/, "", run); runs[++n] = run }
+	FNR == 1 { run = FILENAME; sub(/\/torture.tsv$/, "", run); sub(/.*\/test-/, "", run); sub(/-torture/, " ", run); runs[++n] = run }
 	{ if (!($1 in seen)) { seen[$1] = 1; tests[++m] = $1 } passed[$1, run] = $2 "/" $3 }
 	END {
 		printf "\n%-48s", "passed"
-		for (i = 1; i <= n; i++) { r = runs[i]; sub(/-torture/, " ", r); printf " %11s", r }
+		for (i = 1; i <= n; i++) printf " %11s", runs[i]
 		for (j = 1; j <= m; j++) {
 			printf "\n%-48s", tests[j]
 			for (i = 1; i <= n; i++) printf " %11s", passed[tests[j], runs[i]]

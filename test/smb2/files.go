@@ -49,10 +49,10 @@ type Context struct {
 	Data []byte
 }
 
-// LeaseContext asks for a lease that lets the client read, write and keep the
+// LeaseContext asks for a lease to cache what is read and to keep the
 // handle, MS-SMB2 2.2.13.2.10.
 func LeaseContext(key [16]byte) Context {
-	return Context{"RqLs", pack(key, uint32(7), uint32(0), uint64(0), [16]byte{}, uint16(0), uint16(0))}
+	return Context{"RqLs", pack(key, uint32(3), uint32(0), uint64(0), [16]byte{}, uint16(1), uint16(0))}
 }
 
 // DurableContext asks for a durable handle, MS-SMB2 2.2.13.2.11.
