@@ -24,12 +24,13 @@ export VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || ec
 BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
-# to run, SAMBA 4.22 for its smbtorture from backports rather than this machine's.
+# to run, SAMBA 4.22 for its smbtorture from backports rather than this machine's, REQUESTS of TestCredits.
 TRIES ?= 10
 SLOW  ?= 2
 FS    ?= tmpfs
 RUN   ?= .
 SAMBA ?=
+export REQUESTS ?= 10000
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
 PACKAGES_CHECK  := perl sparse

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# test.sh BUILD: the guest tests, but for TestRegression, and TestTorture only if RUN names it. From the environment: RUN, FS, TRIES, SLOW, SAMBA, as the Makefile
+# test.sh BUILD: the guest tests, but for TestRegression, and TestTorture only if RUN names it. From the environment: RUN, FS, TRIES, SLOW, SAMBA, REQUESTS, as the Makefile
 # has them, and UML for run.sh.
 set -euo pipefail
 
@@ -23,7 +23,7 @@ guest() {
 	echo "test: our module, share on $FS"
 	"$run" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "$build/ksmbd-notifyd" -- \
 		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
-		-tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}"
+		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}"
 }
 
 if [ -n "${UML:-}" ]; then

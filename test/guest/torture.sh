@@ -17,7 +17,7 @@ one() {
 	export FS SAMBA TRIES SLOW
 	echo "torture: $name: $TRIES times, slow ones $SLOW times"
 	RUN=TestTorture "$here/test.sh" "$build" > "$log" 2>&1 && return
-	grep -aE '^ *(--- FAIL|torture_test)|^guest:' "$log" | sed "s/^/$name: /"
+	grep -aE '^ *(--- FAIL|torture_test)|^guest:' "$log" | grep -v ': PASS ' | sed "s/^/$name: /"
 	return 1
 }
 export -f one name
