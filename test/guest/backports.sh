@@ -1,10 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# backports.sh DIR: apt's configuration for Debian's current release and its backports, for use as APT_CONFIG; prints its
-# name. All of it lives in DIR, this machine's own apt is only asked for its Debian mirror.
+# backports.sh DIR SUITE...: apt's configuration for suites of Debian's, for use as APT_CONFIG; prints its name. All of it
+# lives in DIR, this machine's own apt is only asked for its Debian mirror.
 set -euo pipefail
 
-release=trixie
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 die() { echo "backports: $*" >&2; exit 1; }
 
@@ -13,7 +12,7 @@ mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin:
 [ -s $keyring ] || die "no $keyring: install debian-archive-keyring"
 mkdir -p "$1"/{lists,cache}
 dir=$(realpath "$1")
-printf "deb [signed-by=$keyring] $mirror %s main\n" $release $release-backports > "$dir/sources.list"
+printf "deb [signed-by=$keyring] $mirror %s main\n" "${@:2}" > "$dir/sources.list"
 cat > "$dir/apt.conf" <<END
 Dir::State::Lists "$dir/lists";
 Dir::Cache "$dir/cache";

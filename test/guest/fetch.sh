@@ -19,7 +19,7 @@ newest() { apt-cache pkgnames "linux-headers-$series." | sed -n 's/^linux-header
 
 "$here/lists.sh" || [ -s "$dir/release" ] || exit 1
 if [ -z "$(newest)" ]; then
-	APT_CONFIG=$("$here/backports.sh" "$dir.apt")
+	APT_CONFIG=$("$here/backports.sh" "$dir.apt" trixie trixie-backports)
 	export APT_CONFIG
 	"$here/lists.sh" || [ -s "$dir/release" ] || exit 1
 fi

@@ -6,6 +6,7 @@
 # Leaves DIR/smbtorture.cpio: /usr/bin/smbtorture-VERSION and, in /opt/samba-VERSION, the program and its libraries.
 set -euo pipefail
 
+here=$(dirname "$(realpath "$0")")
 version=$1
 mkdir -p "$2"
 dir=$(realpath "$2")
@@ -13,23 +14,16 @@ die() { echo "samba: $*" >&2; exit 1; }
 command -v apt-get >/dev/null || die "no apt-get here: Samba's packages come from Debian"
 
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' | sed -n "s/^$codename //p" | head -1)
-[ -n "$mirror" ] || die "this machine's apt has no mirror of $codename"
-mkdir -p "$dir"/apt/{lists,cache,parts}
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $codename-backports main" > "$dir/apt/parts/backports.list"
-backports() {
-	local get=$1
-	shift
-	apt-get -q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$dir/apt/parts" -o Dir::State::Lists="$dir/apt/lists" \
-		-o Dir::Cache="$dir/apt/cache" -o APT::Sandbox::User=root "$get" "$@" | grep -E '^(Get:|E:)' || true
-}
+APT_CONFIG=$("$here/backports.sh" "$dir/apt" "$codename-backports")
+export APT_CONFIG
 
 echo "samba: smbtorture $version from $codename-backports (about 30 MB)"
 rm -rf "$dir"/{dl,deb,root}
 mkdir "$dir"/{dl,deb}
-backports update
+"$here/lists.sh" now
 cd "$dir/dl"
-backports download samba-testsuite samba-libs samba-common-bin libsmbclient winbind python3-samba python3-ldb libldb2 libtalloc2 libtdb1 libtevent0
+apt-get download -q samba-testsuite samba-libs samba-common-bin libsmbclient winbind python3-samba python3-ldb libldb2 libtalloc2 \
+	libtdb1 libtevent0 | grep -E '^(Get:|E:)' || true
 got=$(dpkg-deb -f samba-testsuite_*.deb Version 2>/dev/null) || die "$codename-backports has no samba-testsuite"
 case $got in
 *:"$version".*) ;;
@@ -54,5 +48,5 @@ done
 printf '#!/bin/sh\nLD_LIBRARY_PATH=/%s exec /%s/smbtorture "$@"\n' "$opt" "$opt" > "$dir/root/usr/bin/smbtorture-$version"
 chmod 755 "$dir/root/usr/bin/smbtorture-$version"
 (cd "$dir/root" && find . | cpio --quiet -o -R 0:0 -H newc) > "$dir/smbtorture.cpio.new"
-rm -rf "$dir"/{apt,dl,deb}
+rm -rf "$dir"/{apt,dl,deb,root}
 mv "$dir/smbtorture.cpio.new" "$dir/smbtorture.cpio"
