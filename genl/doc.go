@@ -4,3 +4,5 @@
 // the generic netlink family that ksmbd-notify.yaml describes, and the pure
 // encoding and decoding of its messages. It opens no sockets.
 package genl
+
+//go:generate go test -run TestProtocolDoc -update .
