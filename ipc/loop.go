@@ -297,7 +297,12 @@ func (l *loop) watch(item genl.Item) {
 	case known:
 		l.lose(w, lostBelow)
 	case err != nil:
-		l.log.Warn("directory cannot be watched", "path", path, "filesystem", filesystem, "tree", item.Tree, "err", err)
+		level := slog.LevelWarn
+		if errors.Is(err, unix.ENOENT) { // removed meanwhile
+			level = slog.LevelDebug
+		}
+		l.log.Log(context.Background(), level, "directory cannot be watched, its client is refused: see ksmbd-notifyd check",
+			"path", path, "filesystem", filesystem, "tree", item.Tree, "err", err)
 		l.stats.total.Refused++
 		errno := unix.EIO
 		errors.As(err, &errno)

@@ -121,7 +121,7 @@ func TestStatusOfRefusedWatch(t *testing.T) {
 		}
 		fs, _ := FilesystemOf(mustOpen(t, "/"))
 		w.end(end)
-		if !strings.Contains(lines.String(), "directory cannot be watched\" path=/ filesystem="+fs+" tree=false err=\"invalid cross-device link\"") {
+		if !strings.Contains(lines.String(), "refused: see ksmbd-notifyd check\" path=/ filesystem="+fs+" tree=false err=\"invalid cross-device link\"") {
 			t.Errorf("log %s", lines)
 		}
 	})

@@ -171,6 +171,10 @@ func TestMissingCapabilities(t *testing.T) {
 	if want := line + "CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_DAC_READ_SEARCH\n"; status != 1 || stderr != want {
 		t.Errorf("daemon: status %d, %q, want %q", status, stderr, want)
 	}
+	status, stderr = runWithout(t, "check")
+	if want := line + "CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH\n"; status != 1 || stderr != want {
+		t.Errorf("check: status %d, %q, want %q", status, stderr, want)
+	}
 	status, stderr = runWithout(t, "watch", "/")
 	if want := line + "CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH\n"; status != 1 || stderr != want {
 		t.Errorf("watch: status %d, %q, want %q", status, stderr, want)

@@ -94,3 +94,44 @@ func TestStatus(t *testing.T) {
 		t.Errorf("without a daemon: %v, %q", err, out)
 	}
 }
+
+// TestCheck: what is well and what is not, on a server that the tests change.
+func TestCheck(t *testing.T) {
+	begin(t)
+	check := func() (string, error) {
+		out, err := exec.Command(*daemon, "check").CombinedOutput()
+		return string(out), err
+	}
+	has := func(out, want string) {
+		t.Helper()
+		if !strings.Contains("\n"+out, "\n"+want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	out, err := check()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	has(out, "ok    kernel    ")
+	// The module on the disk is the distribution's own.
+	has(out, "note  module    loaded and notifies, but the next boot takes the stock one, ")
+	has(out, "ok    ksmbd     runs\n")
+	has(out, "ok    daemon    serves ksmbd, ")
+	has(out, "ok    share     TEST: "+share+", "+*fsType+": all changes are told, by a filesystem mark\n")
+
+	if err := stopNotifyd(); err != nil {
+		t.Fatal(err)
+	}
+	if err := stopMountd(); err != nil {
+		t.Fatal(err)
+	}
+	out, err = check()
+	if err == nil {
+		t.Errorf("all is well without ksmbd:\n%s", out)
+	}
+	has(out, "FAIL  ksmbd     does not run: systemctl start ksmbd\n")
+	has(out, "FAIL  daemon    the daemon does not run: systemctl enable --now ksmbd-notifyd\n")
+	if err := startMountd(); err != nil {
+		t.Fatal(err)
+	}
+}
