@@ -60,6 +60,7 @@ func TestStatus(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "serving ksmbd since") || !strings.Contains(string(out), share+"  yes ") {
 		t.Errorf("for people: %v\n%s", err, out)
 	}
+	t.Logf("status:\n%s", out)
 
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(_, _ string) (net.Conn, error) {
 		return net.Dial("unix", "/run/ksmbd-notifyd/socket")
@@ -112,6 +113,7 @@ func TestCheck(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
+	t.Logf("check:\n%s", out)
 	has(out, "ok    kernel    ")
 	// The module on the disk is the distribution's own.
 	has(out, "note  module    loaded and notifies, but the next boot takes the stock one, ")
