@@ -51,6 +51,7 @@ type machine struct {
 	root    string // where /proc and /sys are
 	family  func() error
 	modinfo func(args ...string) (string, error)
+	tools   func() string // the version of ksmbd-tools
 	open    func(*slog.Logger) (*fanotify.Group, error)
 	status  func() ([]byte, error)
 }
@@ -83,6 +84,7 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		root:    "/",
 		family:  ipc.FindFamily,
 		modinfo: modinfo,
+		tools:   toolsVersion,
 		open:    fanotify.Open,
 		status:  func() ([]byte, error) { return get(runtimeDir(), "/status") },
 	}
@@ -100,6 +102,17 @@ func modinfo(args ...string) (string, error) {
 	}
 	out, err := exec.Command(path, args...).Output()
 	return strings.TrimSpace(string(out)), err
+}
+
+// toolsVersion returns what ksmbd.mountd(8) says of itself, "" if it is not there.
+func toolsVersion() string {
+	path, err := exec.LookPath("ksmbd.mountd")
+	if err != nil {
+		path = "/usr/sbin/ksmbd.mountd"
+	}
+	out, _ := exec.Command(path, "--version").CombinedOutput()
+	_, version, _ := strings.Cut(string(out), ": ")
+	return strings.TrimSpace(version)
 }
 
 // checker prints what check finds, a line each.
@@ -242,12 +255,33 @@ func (m *machine) checkShares(c *checker, group *fanotify.Group, config string) 
 		if s.path != "" {
 			how, err = tryShare(group, s.path)
 		}
+		if err == nil && mountsHidden(m.tools()) && isMountPoint(s.path) {
+			err = fmt.Errorf("%s is a mount point, and ksmbd-tools %s serve the directory under it: share a directory in it",
+				printable(s.path), m.tools())
+		}
 		if err != nil {
 			c.fail("share", "%s: %v", printable(s.name), err)
 		} else {
 			c.ok("share", "%s: %s", printable(s.name), how)
 		}
 	}
+}
+
+// mountsHidden says whether ksmbd-tools of that version have ksmbd stay on the
+// filesystem that a share's path leads to, without what is mounted on it:
+// before 3.4.9 all shares were so.
+func mountsHidden(version string) bool {
+	var n [3]int
+	if _, err := fmt.Sscanf(version, "%d.%d.%d", &n[0], &n[1], &n[2]); err != nil {
+		return false // 3.5 and such, or unknown
+	}
+	return slices.Compare(n[:], []int{3, 4, 9}) < 0
+}
+
+func isMountPoint(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, 0, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // tryShare says how a directory can be watched, or why what changes in and

@@ -39,6 +39,7 @@ func newMachine(t *testing.T) *goodMachine {
 		release: "6.12.1-amd64",
 		root:    t.TempDir(),
 		family:  func() error { return nil },
+		tools:   func() string { return "3.4.9" },
 		open:    fanotify.Open,
 		status:  func() ([]byte, error) { return serving, nil },
 		modinfo: func(args ...string) (string, error) {
@@ -161,6 +162,12 @@ func TestCheckMistakes(t *testing.T) {
 		{"no path", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\n") }, "FAIL  share     Docs: has no path in ", false},
 		{"no directory", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /nowhere/\n") },
 			"FAIL  share     Docs: /nowhere: no such file or directory: make the directory, or correct the share's path", false},
+		{"mount point, old ksmbd-tools", func(g *goodMachine) {
+			g.tools = func() string { return "3.4.7" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n")
+		}, "FAIL  share     Docs: /dev/shm is a mount point, and ksmbd-tools 3.4.7 serve the directory under it: share a directory in it", false},
+		{"mount point, ksmbd-tools", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n") },
+			"ok    share     Docs: /dev/shm, ", true},
 		{"share on a filesystem that cannot be marked", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /proc\n") },
 			"FAIL  share     Docs: /proc, 0x9fa0: changes right in a watched directory are told, but not below it: ", false},
 	} {
@@ -196,6 +203,16 @@ func TestReadShares(t *testing.T) {
 		}
 		if got, err := readShares(name); err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%q: got %q, %v, want %q", test.config, got, err, test.want)
+		}
+	}
+}
+
+func TestMountsHidden(t *testing.T) {
+	for version, want := range map[string]bool{
+		"3.4.7": true, "3.3.12": true, "3.4.8": true, "2.9.9": true, "3.4.9": false, "3.4.10": false, "3.5.0": false, "3.5": false, "": false,
+	} {
+		if got := mountsHidden(version); got != want {
+			t.Errorf("%q: %v", version, got)
 		}
 	}
 }

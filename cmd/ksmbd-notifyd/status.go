@@ -114,7 +114,7 @@ func handlers(d *ipc.Daemon, metrics bool) http.Handler {
 		defer cancel()
 		status, err := d.Status(ctx, true)
 		if err != nil {
-			http.Error(w, "the daemon does not answer: "+err.Error(), http.StatusServiceUnavailable)
+			http.Error(w, "the daemon is stuck: it does not answer in "+answerWithin.String(), http.StatusServiceUnavailable)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")

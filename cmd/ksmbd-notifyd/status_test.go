@@ -91,7 +91,7 @@ func TestStatusOfStuckDaemon(t *testing.T) {
 	defer cancel()
 	answer := httptest.NewRecorder()
 	handlers(d, false).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
-	if answer.Code != http.StatusServiceUnavailable || !strings.HasPrefix(answer.Body.String(), "the daemon does not answer: ") {
+	if answer.Code != http.StatusServiceUnavailable || !strings.HasPrefix(answer.Body.String(), "the daemon is stuck: ") {
 		t.Errorf("%d %s", answer.Code, answer.Body)
 	}
 }
