@@ -70,7 +70,7 @@ struct notify_item {
 struct notify_verdict {
 	struct list_head	entry;		/* in watch->verdicts */
 	bool			may;
-	struct file_handle	fh;
+	u8			handle[] __aligned(4);	/* struct file_handle */
 };
 
 struct notify_watch {
@@ -1387,7 +1387,7 @@ static struct notify_verdict *verdict_find(struct notify_watch *watch,
 	lockdep_assert_held(&notify_lock);
 
 	list_for_each_entry(verdict, &watch->verdicts, entry)
-		if (same_handle(&verdict->fh, fh)) {
+		if (same_handle((void *)verdict->handle, fh)) {
 			list_move(&verdict->entry, &watch->verdicts);
 			return verdict;
 		}
@@ -1401,10 +1401,9 @@ static void verdict_keep(struct notify_watch *watch,
 	size_t len = sizeof(*fh) + fh->handle_bytes;
 	struct notify_verdict *verdict, *spare;
 
-	spare = kmalloc(offsetof(struct notify_verdict, fh) + len,
-			KSMBD_DEFAULT_GFP);
+	spare = kmalloc(struct_size(spare, handle, len), KSMBD_DEFAULT_GFP);
 	if (spare)
-		memcpy(&spare->fh, fh, len);
+		memcpy(spare->handle, fh, len);
 
 	spin_lock(&notify_lock);
 	verdict = verdict_find(watch, fh);

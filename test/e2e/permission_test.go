@@ -280,10 +280,10 @@ func TestOtherShares(t *testing.T) {
 	}
 	w.ok(os.Rename(at("INNER", "c"), at("BESIDE", "c")))
 	w.ok(os.Rename(at("BESIDE", "b"), at("INNER", "b")))
-	w.ok(os.Remove(at("OUTER", "a")))
+	w.ok(os.WriteFile(at("OUTER", "end"), nil, 0o666))
 	w.toldInAll(inner, p, "ADDED c", "REMOVED c", "ADDED b")
 	w.toldInAll(outer, p, "ADDED a", `ADDED beside\b`, `ADDED inner\c`, `REMOVED inner\c`, `ADDED beside\c`,
-		`REMOVED beside\b`, `ADDED inner\b`, "REMOVED a")
+		`REMOVED beside\b`, `ADDED inner\b`, "ADDED end")
 	w.quiet(inner.Conn())
 }
 
