@@ -446,6 +446,108 @@ func TestWireRefused(t *testing.T) {
 	w.quiet(c)
 }
 
+// Bits and flags that nobody has defined are accepted.
+func TestWireUndefined(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	none, all := w.open(tree, ""), w.open(tree, "")
+	silent, interim := w.park(none, smb2.NotifyParams{Filter: 0x80001000, Flags: 0x8000, Length: 4096})
+	call, _ := w.park(all, smb2.NotifyParams{Filter: 0xffffffff, Flags: 0xfffe, Length: 4096})
+	w.touch("file")
+	w.told(call, "ADDED file")
+	w.ok(c.CancelAsync(w.ctx, interim.ID))
+	if r := w.endsAfter(silent, interim); r.Status != smb2.StatusCancelled {
+		t.Errorf("without a defined bit it ends with %v %q", r.Status, w.records(r))
+	}
+}
+
+// A macOS client asks of no file at all.
+func TestWireNoFile(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	for range 3 {
+		call, interim := w.park(tree.Related(), wireNames())
+		if r := w.endsAfter(call, interim); r.Status != smb2.StatusNotifyCleanup {
+			t.Errorf("ends with %v", r.Status)
+		}
+	}
+	w.quiet(c)
+}
+
+// What fits to the byte is told, one byte less has the directory listed anew, and the first length is a ceiling.
+func TestWireFit(t *testing.T) {
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	const need = 12 + 2*3 + 2 + 12 + 2*2 // "abc", padded to 4, "de"
+	for _, test := range []struct {
+		first, later uint32
+		fits         bool
+	}{
+		{4096, need, true}, {4096, need - 1, false}, {need, 4096, true}, {need - 1, 4096, false},
+	} {
+		f := w.open(tree, "")
+		p := wireNames()
+		p.Length = test.first
+		w.arm(f, p)
+		p.Length = test.later
+		w.touch("abc")
+		w.touch("de")
+		if call := w.send(f, p); test.fits {
+			w.told(call, "ADDED abc", "ADDED de")
+		} else {
+			w.enumDir(w.ends(call, smb2.StatusNotifyEnumDir))
+		}
+		// Nothing is left of it, and the watch goes on.
+		call, _ := w.park(f, p)
+		w.ok(os.Remove(filepath.Join(w.dir, "de")))
+		w.told(call, "REMOVED de")
+		w.ok(os.Remove(filepath.Join(w.dir, "abc")))
+		w.ok(f.Close(w.ctx))
+	}
+}
+
+// Neighbours that say the same are one.
+func TestWireMerge(t *testing.T) {
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	w.touch("a")
+	w.touch("b")
+	f := w.open(tree, "")
+	p := smb2.NotifyParams{Filter: smb2.FilterSize, Length: 4096}
+	w.arm(f, p)
+	for i, name := range []string{"a", "a", "b", "a", "a"} {
+		w.ok(os.Truncate(filepath.Join(w.dir, name), int64(i+1)))
+		w.arm(w.open(tree, ""), wireNames()) // the daemon has looked
+	}
+	w.told(w.send(f, p), "MODIFIED a", "MODIFIED b", "MODIFIED a")
+}
+
+// The watched directory is renamed and moved, by the server and through SMB: the watch goes on, and tells nothing of it.
+func TestWireMoved(t *testing.T) {
+	for _, isTree := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tree-%v", isTree), func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			w.mkdir("dir")
+			w.mkdir("dir/sub")
+			w.mkdir("other")
+			_, tree := w.connect(smb2.Options{})
+			f := w.open(tree, "dir")
+			p := smb2.NotifyParams{Tree: isTree, Filter: smb2.FilterNames, Length: 4096}
+			call, _ := w.park(f, p)
+			w.ok(os.Rename(filepath.Join(w.dir, "dir"), filepath.Join(w.dir, "new")))
+			w.touch("new/a")
+			w.told(call, "ADDED a")
+			w.ok(os.Rename(filepath.Join(w.dir, "new"), filepath.Join(w.dir, "other/new")))
+			w.touch("other/new/b")
+			w.told(w.send(f, p), "ADDED b")
+			if isTree {
+				w.touch("other/new/sub/c")
+				w.told(w.send(f, p), `ADDED sub\c`)
+			}
+		})
+	}
+}
+
 // Nothing fits in a buffer of length 0, and the first length is a ceiling.
 func TestWireLengthZero(t *testing.T) {
 	w := newWire(t, wireLimit)

@@ -60,6 +60,7 @@ func (r Record) String() string { return r.Action.String() + " " + r.Name }
 // NotifyParams are those of a CHANGE_NOTIFY request, MS-SMB2 2.2.35.
 type NotifyParams struct {
 	Tree   bool
+	Flags  uint16 // other ones
 	Filter Filter
 	Length uint32 // of the output buffer, in bytes
 	Charge uint16 // 0: what Length needs
@@ -67,9 +68,9 @@ type NotifyParams struct {
 
 // NotifyRequest is a CHANGE_NOTIFY for f.
 func (f *File) NotifyRequest(p NotifyParams) *Request {
-	var flags uint16
+	flags := p.Flags
 	if p.Tree {
-		flags = 1
+		flags |= 1
 	}
 	if p.Charge == 0 && p.Length > 0 && f.Tree.conn.dialect > Dialect202 {
 		p.Charge = uint16((p.Length-1)/65536 + 1)
