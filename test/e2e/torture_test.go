@@ -23,9 +23,9 @@ import (
 )
 
 // notifyTests are those of smbtorture's tests that are about CHANGE_NOTIFY, as far as its version has them.
-var notifyTests = regexp.MustCompile(`^smb2\.(notify\.|notify-inotify\.|compound\.interim\d|credits\.(.*_notify|multichannel)_max_async_credits)`)
+var notifyTests = regexp.MustCompile(`^smb2\.(notify\.|notify-inotify\.|compound\.interim\d|credits\..*notify_max_async_credits)`)
 
-// expectedFailures has a line for each test that cannot pass: its name, a tab, the reason.
+// expectedFailures has a line for each test that cannot pass: its name, the versions of Samba by how they begin, the reason.
 //
 //go:embed expected-failures.txt
 var expectedFailures string
@@ -33,12 +33,20 @@ var expectedFailures string
 // expected gives the reason why a test is expected to fail.
 func expected(name string) (reason string, ok bool) {
 	for line := range strings.Lines(expectedFailures) {
-		if n, reason, _ := strings.Cut(strings.TrimSpace(line), "\t"); n == name && !strings.HasPrefix(line, "#") {
-			return reason, true
+		f := strings.Split(strings.TrimSpace(line), "\t")
+		if len(f) == 3 && f[0] == name && strings.HasPrefix(sambaVersion(), f[1]) {
+			return f[2], true
 		}
 	}
 	return "", false
 }
+
+// sambaVersion is that of smbtorture.
+var sambaVersion = sync.OnceValue(func() string {
+	out, _ := exec.Command(*smbtorture, "--version").Output() // smbtorture 4.17.12-Debian
+	_, version, _ := strings.Cut(string(out), " ")
+	return version
+})
 
 // again says how often a try may be repeated. smb2.notify.dir sends a request and at once deletes a file over another
 // connection, and counts the records that the request brings. Under emulation the delete comes first at times: its
