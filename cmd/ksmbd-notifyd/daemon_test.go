@@ -77,6 +77,22 @@ func TestDaemonWaitsAndEnds(t *testing.T) {
 	}
 }
 
+// One that was started with -v has it whatever comes.
+func TestTurn(t *testing.T) {
+	level := new(slog.LevelVar)
+	level.Set(slog.LevelDebug)
+	stderr := newOutput()
+	hangup := make(chan os.Signal)
+	go turn(t.Context(), hangup, newLogger(stderr, level), level, 1)
+	for _, want := range []slog.Level{ipc.LevelTrace, slog.LevelDebug, ipc.LevelTrace} {
+		hangup <- syscall.SIGHUP
+		stderr.next(t)
+		if level.Level() != want {
+			t.Errorf("level %v, want %v", level.Level(), want)
+		}
+	}
+}
+
 // Each SIGHUP is one -v more, and after two of them none again.
 func TestDaemonReload(t *testing.T) {
 	stderr, ended := startDaemon(t)
