@@ -273,22 +273,38 @@ func stopMountd() error {
 	return err
 }
 
+// daemonUser and daemonCaps are what the unit has systemd give the daemon.
+const (
+	daemonUser = 60999
+	daemonCaps = "-all,+sys_admin,+net_admin,+dac_read_search"
+)
+
 // startNotifyd starts the daemon as the unit does, and returns when it serves.
 func startNotifyd() error {
 	if *daemon == "" || server.notifyd != nil {
 		return nil
 	}
 	const socket = "/tmp/systemd"
-	os.Remove(socket)
+	const runtimeDir = "/run/ksmbd-notifyd"
+	for _, path := range []string{socket, runtimeDir} {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(os.Mkdir(runtimeDir, 0o700), os.Chown(runtimeDir, daemonUser, daemonUser)); err != nil {
+		return err
+	}
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
 		return err
 	}
 	defer systemd.Close()
-	if err := systemd.SetReadDeadline(time.Now().Add(long)); err != nil {
+	if err := errors.Join(os.Chmod(socket, 0o777), systemd.SetReadDeadline(time.Now().Add(long))); err != nil {
 		return err
 	}
-	server.notifyd, err = start("notifyd", "env", "NOTIFY_SOCKET="+socket, "nice", "-n", "-10", *daemon, "-n", "-vv", "--metrics")
+	server.notifyd, err = start("notifyd", "env", "NOTIFY_SOCKET="+socket, "nice", "-n", "-10",
+		"setpriv", fmt.Sprintf("--reuid=%d", daemonUser), fmt.Sprintf("--regid=%d", daemonUser), "--clear-groups", "--no-new-privs",
+		"--inh-caps="+daemonCaps, "--ambient-caps="+daemonCaps, "--bounding-set="+daemonCaps, *daemon, "-n", "-vv", "--metrics")
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ put() {
 		cp -L --preserve=mode "$lib" "$root$lib"
 	done || true
 }
-for p in smbtorture smbclient mount.cifs mke2fs mkfs.xfs mkfs.btrfs setfattr getfattr bash nice stdbuf; do
+for p in smbtorture smbclient mount.cifs mke2fs mkfs.xfs mkfs.btrfs setfattr getfattr bash nice setpriv stdbuf; do
 	put "$(command -v $p || command -v /usr/sbin/$p || command -v /sbin/$p)" /usr/bin/$p
 done
 put /usr/libexec/coreutils/libstdbuf.so /usr/libexec/coreutils/libstdbuf.so # stdbuf preloads it
