@@ -1332,6 +1332,21 @@ static int any_dentry(void *context, struct dentry *dentry)
 	return 1;
 }
 
+/* Whether the user may list a directory that can be got to. */
+static bool is_listable(struct ksmbd_notify_request *req,
+			const struct path *path)
+{
+	struct ksmbd_work *work = req->work;
+
+	if (inode_permission(mnt_idmap(path->mnt), d_inode(path->dentry),
+			     MAY_READ | MAY_EXEC))
+		return false;
+	return !test_share_config_flag(work->tcon->share_conf,
+				       KSMBD_SHARE_FLAG_ACL_XATTR) ||
+	       notify_dacl_grants(work->conn, path, FILE_LIST_DIRECTORY_LE,
+				  work->sess->user->uid);
+}
+
 /*
  * Whether the user may list the directory @fh and get there from the watched
  * one: 1, 0, or -ENOENT if it is not below that any more.
@@ -1339,12 +1354,9 @@ static int any_dentry(void *context, struct dentry *dentry)
 static int may_list(struct ksmbd_notify_request *req,
 		    const struct file_handle *fh)
 {
-	struct ksmbd_work *work = req->work;
 	struct path path = { .mnt = req->dir->f_path.mnt };
-	struct mnt_idmap *idmap = mnt_idmap(path.mnt);
-	int mask = MAY_READ | MAY_EXEC;
 	struct dentry *dentry, *parent;
-	int may = 1;
+	int may;
 
 	path.dentry = exportfs_decode_fh(path.mnt, (struct fid *)fh->f_handle,
 					 fh->handle_bytes >> 2,
@@ -1352,23 +1364,51 @@ static int may_list(struct ksmbd_notify_request *req,
 	if (IS_ERR_OR_NULL(path.dentry))
 		return -ENOENT;
 
+	may = is_listable(req, &path);
 	for (dentry = dget(path.dentry);
 	     may >= 0 && dentry != req->dir->f_path.dentry; dentry = parent) {
 		if (IS_ROOT(dentry) || d_unhashed(dentry))
 			may = -ENOENT;
-		else if (inode_permission(idmap, d_inode(dentry), mask))
+		else if (inode_permission(mnt_idmap(path.mnt), d_inode(dentry),
+					  MAY_EXEC))
 			may = 0;
-		mask = MAY_EXEC;
 		parent = dget_parent(dentry);
 		dput(dentry);
 	}
 	dput(dentry);
-	if (may > 0 && test_share_config_flag(work->tcon->share_conf,
-					      KSMBD_SHARE_FLAG_ACL_XATTR))
-		may = notify_dacl_grants(work->conn, &path,
-					 FILE_LIST_DIRECTORY_LE,
-					 work->sess->user->uid);
 	dput(path.dentry);
+	return may;
+}
+
+/*
+ * The same of the directory that @name is in, below another mount. There is
+ * no handle for it, and unless the share crosses mounts no listing either.
+ */
+static int may_list_mounted(struct ksmbd_notify_request *req, const char *name,
+			    int len)
+{
+	const struct path *top = &req->dir->f_path;
+	struct path path;
+	char *copy;
+	int may;
+
+	if (!test_share_config_flag(req->work->tcon->share_conf,
+				    KSMBD_SHARE_FLAG_CROSSMNT))
+		return 0;
+	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	if (!copy)
+		return -ENOENT;
+	*strrchr(copy, '/') = '\0';
+	may = vfs_path_lookup(top->dentry, top->mnt, copy,
+			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
+			      LOOKUP_NO_SYMLINKS, &path);
+	if (!may) {
+		may = is_listable(req, &path);
+		path_put(&path);
+	} else {
+		may = may == -EACCES ? 0 : -ENOENT;
+	}
+	kfree(copy);
 	return may;
 }
 
@@ -1482,7 +1522,10 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		return false;
 	if (!fh)
 		return true;
-	if (!req->listed || !same_handle(req->listed, fh)) {
+	if (fh->handle_type == FILEID_INVALID) {
+		req->may_list = may_list_mounted(req, name, len);
+		fh = NULL;
+	} else if (!req->listed || !same_handle(req->listed, fh)) {
 		req->may_list = may_list(req, fh);
 		if (req->may_list < 0)
 			req->may_list = verdict_recall(req->watch, fh);
