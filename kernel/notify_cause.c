@@ -204,6 +204,29 @@ static bool create_end(struct ksmbd_work *work,
 	return true;
 }
 
+/* One cause does for all writes of a thread to a file. */
+static bool cause_is_kept(const struct ksmbd_notify_cause *cause)
+{
+	unsigned int i, recent = min(causes_count, 8u);
+
+	for (i = causes_count - recent; i < causes_count; i++)
+		if (!memcmp(&causes[i], cause, sizeof(*cause)))
+			return true;
+	return false;
+}
+
+static void cause_keep(const struct ksmbd_notify_cause *cause)
+{
+	lockdep_assert_held(&cause_lock);
+
+	if (cause_is_kept(cause))
+		return;
+	if (causes_count < KSMBD_NOTIFY_MAX_CAUSES)
+		causes[causes_count++] = *cause;
+	else
+		causes_lost = true;
+}
+
 /**
  * ksmbd_notify_process() - have a request handled
  * @work:	smb work with the request
@@ -235,10 +258,8 @@ int ksmbd_notify_process(struct ksmbd_work *work,
 		keep = create_end(work, cause);
 	spin_lock(&cause_lock);
 	list_del(&run.entry);
-	if (keep && causes_count < KSMBD_NOTIFY_MAX_CAUSES)
-		causes[causes_count++] = *cause;
-	else if (keep)
-		causes_lost = true;
+	if (keep)
+		cause_keep(cause);
 	spin_unlock(&cause_lock);
 	return ret;
 }
