@@ -2,10 +2,12 @@
 #
 # make build        build/ksmbd-notifyd
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
+# make deb          build/package/*.deb: the daemon, and the kernel part through DKMS; make rpm likewise
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
 # make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), and a part of these two:
 # make test-torture smbtorture's notify tests of two versions of Samba on all file systems, each 10 times
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
+# make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
 #
@@ -19,7 +21,7 @@ SHELL := /bin/bash
 
 # The kernel series, or that of the kernel release KVER.
 SERIES  := $(or $(shell cut -d. -f1,2 <<< '$(KVER)'),6.12)
-export VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export VERSION := $(shell packaging/version.sh)
 # Another series than the default has all that depends on it in a directory of its own.
 BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
 
@@ -31,17 +33,19 @@ FS    ?= tmpfs
 RUN   ?= .
 SAMBA ?=
 export REQUESTS ?= 10000
+DEBIAN ?= bookworm trixie
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
 PACKAGES_CHECK  := perl sparse
 PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs attr libnl-genl-3-200 libglib2.0-0
+PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian e2fsprogs kmod xz-utils
 PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module run test test-unit test-guest test-smbtorture test-torture test-regression test-debug check-kernel clean FORCE
+.PHONY: all build module deb rpm run test test-unit test-guest test-smbtorture test-torture test-regression test-install test-debug check-kernel clean FORCE
 all: build
 
 build:
@@ -59,11 +63,14 @@ $(BUILD)/module/done: $(BUILD)/linux/release kernel/build.sh kernel/tree.sh $(wi
 
 module: $(BUILD)/module/done
 
+deb rpm: build
+	@packaging/build.sh $@ $(BUILD)/ksmbd-notifyd build/package
+
 check-kernel: $(BUILD)/linux/release
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_CHECK)
 	kernel/check.sh $(BUILD)/linux $(BUILD)/check $(SERIES)
 
-$(BUILD)/guest/root.cpio: $(BUILD)/linux/release test/guest/root.sh test/guest/init
+$(BUILD)/guest/root.cpio: $(BUILD)/linux/release test/guest/root.sh test/guest/init test/guest/job
 	@$(packages) $(PACKAGES_GUEST)
 	test/guest/root.sh $(BUILD)/linux $(BUILD)/guest/root
 	cd $(BUILD)/guest/root && find . | cpio --quiet -o -R 0:0 -H newc > ../root.cpio.new
@@ -100,6 +107,14 @@ test-torture: build module $(guest) $(BUILD)/samba-4.22/smbtorture.cpio
 
 test-regression: build module $(guest)
 	@test/guest/regression.sh $(BUILD) '^smb2\.'
+
+# The older version, to come from and go back to, is of the same sources.
+test-install: deb
+	@$(packages) $(PACKAGES_INSTALL)
+	@lintian --allow-root --fail-on error build/package/*.deb
+	@CGO_ENABLED=0 go build -ldflags '-X main.version=0~0' -o build/install/ksmbd-notifyd ./cmd/ksmbd-notifyd
+	@VERSION=0~0 packaging/build.sh deb build/install/ksmbd-notifyd build/install/old
+	@for release in $(DEBIAN); do test/install/test.sh $$release build; done
 
 test-debug: build $(guest)
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)

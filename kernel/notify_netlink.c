@@ -23,6 +23,8 @@
 
 /* So that modinfo can tell this ksmbd from one that cannot notify. */
 MODULE_INFO(notify, KSMBD_NOTIFY_RELEASE);
+/* DKMS of Debian 12 puts no module without one in another one's place. */
+MODULE_VERSION(KSMBD_NOTIFY_RELEASE);
 
 static struct genl_family notify_family;
 

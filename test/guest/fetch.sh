@@ -70,7 +70,5 @@ done
 dpkg-deb -x dl/ksmbd-tools_*.deb tools
 mkdir src
 dpkg-deb --fsys-tarfile dl/linux-source-*.deb | tar -xO "./usr/src/linux-source-$series.tar.xz" |
-	tar -xJ -C src --strip-components=1 --wildcards '*/fs/smb/server' '*/fs/smb/common' '*/fs/nls/nls_ucs2_*.h' \
-		'*/scripts/asn1_compiler.c' '*/include/linux/asn1*.h' \
-		'*/scripts/checkpatch.pl' '*/scripts/spelling.txt' '*/scripts/const_structs.checkpatch'
+	"$here/../../kernel/source.sh" src '*/scripts/checkpatch.pl' '*/scripts/spelling.txt' '*/scripts/const_structs.checkpatch'
 echo "$kver" > release

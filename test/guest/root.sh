@@ -66,4 +66,4 @@ printf 'root:x:0:\nnogroup:x:65534:\nuser:x:1000:\nuser2:x:1001:\n' > "$root/etc
 printf 'passwd: files\ngroup: files\nhosts: files\n' > "$root/etc/nsswitch.conf"
 printf '127.0.0.1 localhost guest\n' > "$root/etc/hosts"
 printf '[global]\n\tworkgroup = WORKGROUP\n\tdos charset = ASCII\n' > "$root/etc/samba/smb.conf"
-install -m755 "$here/init" "$root/init"
+install -m755 "$here/init" "$here/job" "$root/"

@@ -5,7 +5,8 @@
 # BUILD/guest/out/NAME: test.log, console.log, dmesg.txt and what the command wrote to /out.
 # Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
 # With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM, with CPUS processors (2) and, in its
-# root, the cpio archive OVERLAY too.
+# root, the cpio archive OVERLAY too. With DISK=DIR it is the system on DIR/root.img instead, booted by DIR's vmlinuz and
+# initrd.img, where a service runs test/guest/job, see test/install/root.sh.
 set -euo pipefail
 
 build=$(realpath "$1")
@@ -13,6 +14,7 @@ name=$2
 limit=$3
 shift 3
 out=$build/guest/out/$name
+mkdir -p "$build/guest"
 tmp=$(mktemp -d "$build/guest/run.XXXXXX")
 pid=
 cleanup() {
@@ -33,19 +35,24 @@ shift
 printf '%q ' exec "$@" > "$tmp/over/rig/job"
 args=(loglevel=5 panic=-1 oops=panic softlockup_panic=1 log_buf_len=4M "rig.timeout=$((limit - 30))")
 
-# On two emulated processors that run at once, 7.3 sometimes panics or hangs before its init.
-thread=multi
-case $(cat "$build/linux/release") in 7.*) thread=single ;; esac
-
 boot_qemu() {
-	{ cat "$build/guest/root.cpio" ${OVERLAY:+"$OVERLAY"}; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
+	local system thread=multi append="console=ttyS0 mitigations=off ${args[*]}"
+	if [ -n "${DISK:-}" ]; then
+		tar cf "$tmp/rig.tar" -C "$tmp/over/rig" .
+		system=(-kernel "$DISK/vmlinuz" -initrd "$DISK/initrd.img" -append "root=/dev/vda rw $append"
+			-drive "if=virtio,format=raw,snapshot=on,file=$DISK/root.img" -drive "if=virtio,format=raw,readonly=on,file=$tmp/rig.tar")
+	else
+		{ cat "$build/guest/root.cpio" ${OVERLAY:+"$OVERLAY"}; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
+		system=(-kernel "$build"/linux/img/boot/vmlinuz-* -initrd "$tmp/initrd" -append "rdinit=/init $append")
+		# On two emulated processors that run at once, 7.3 sometimes panics or hangs before its init.
+		case $(cat "$build/linux/release") in 7.*) thread=single ;; esac
+	fi
 	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=$thread -cpu max -M q35 -smp "${CPUS:-2}" -m 2048 \
 		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
 		-device virtio-serial-pci \
 		-chardev "file,id=log,path=$out/test.log" -device virtserialport,chardev=log,name=log \
 		-chardev "file,id=res,path=$out/results.tar" -device virtserialport,chardev=res,name=results \
-		-kernel "$build"/linux/img/boot/vmlinuz-* -initrd "$tmp/initrd" \
-		-append "console=ttyS0 mitigations=off rdinit=/init ${args[*]}" < /dev/null > "$out/qemu.log" 2>&1 &
+		"${system[@]}" < /dev/null > "$out/qemu.log" 2>&1 &
 	pid=$!
 }
 

@@ -1,0 +1,71 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# build.sh FORMAT DAEMON OUT: the packages of both parts, FORMAT deb or rpm, of the built DAEMON, in OUT. VERSION in the
+# environment is theirs.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+root=$PWD
+
+format=$1
+daemon=$(realpath "$2")
+mkdir -p "$3"
+out=$(realpath "$3")
+rm -f "$out"/*".$format"
+ARCH=$(go env GOARCH)
+MAINTAINER="${DEBFULLNAME:-$(git log -1 --format=%an)} <${DEBEMAIL:-$(git log -1 --format=%ae)}>"
+export ARCH MAINTAINER
+nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+die() { echo "package: $*" >&2; exit 1; }
+[[ $VERSION =~ ^[0-9][A-Za-z0-9.+~]*$ ]] || die "$VERSION is no version that dpkg, rpm and DKMS all take"
+
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+cp -r packaging/. kernel "$stage"
+cp "$daemon" "$stage/ksmbd-notifyd"
+cd "$stage"
+
+# The kernel part: our own files; all else is taken from the kernel's source when the module is built.
+mv kernel/{build,tree,source}.sh kernel/notify*.[ch] kernel/*.patch dkms/
+series=$(cd dkms && echo hooks-*.patch | sed 's/hooks-//g; s/\.patch//g')
+printf -v SOURCES ' | linux-source-%s' $series
+export SOURCES=${SOURCES# | }
+sed -i "s/@VERSION@/$VERSION/g; s/@SERIES@/${series// / and }/g; s/@SERIES_REGEXP@/$(echo $series | sed 's/ /|/g; s/\./\\\\./g')/g;
+	s/@SERIES_GLOB@/$(echo $series | sed 's/ /.* | /g').*/g" dkms/{dkms.conf,make.sh} {deb,rpm}/dkms.*
+
+gzip -9n ksmbd-notifyd.8
+for package in ksmbd-notifyd ksmbd-notify-dkms; do
+	mkdir -p "doc/$package"
+	cat > "doc/$package/changelog" <<-END
+		$package ($VERSION) unstable; urgency=medium
+
+		  * See the project's git log.
+
+		 -- $MAINTAINER  $(git -C "$root" log -1 --format=%cD)
+	END
+	gzip -9n "doc/$package/changelog"
+	cp copyright "doc/$package/copyright"
+done
+# What is linked into the daemon wants its licences told.
+(
+	cd "$root"
+	echo; echo "The daemon is linked with Go's own library and these modules:"
+	go version -m "$daemon" | awk '$1 == "dep" { print $2 "@" $3 }' | while read -r module; do
+		dir=$(go list -m -f '{{.Dir}}' "${module%@*}")
+		printf '\n%s\n\n' "--- $module"
+		if grep -q 'Apache License' "$dir"/LICENSE*; then
+			echo '    Apache License 2.0, see /usr/share/common-licenses/Apache-2.0'
+			sed 's/^/    /' "$dir"/NOTICE* 2>/dev/null || true
+		else
+			sed 's/^/    /' "$dir"/LICENSE*
+		fi
+	done
+	printf '\n%s\n\n' "--- Go"
+	sed 's/^/    /' "$(go env GOROOT)/LICENSE"
+) >> doc/ksmbd-notifyd/copyright
+
+find . -type d -exec chmod 755 {} +
+find . -type f -exec chmod u=rwX,go=rX {} +
+for package in ksmbd-notifyd ksmbd-notify-dkms; do
+	go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" | grep -vE '^(using|created) ' || true
+done
+ls "$out"/*"$VERSION"*".$format" | sed "s#^$root/#package: #"

@@ -1,0 +1,107 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# job.sh OLD NEW EXPOSURE: on a server that has booted with our packages of version NEW installed, see test.sh. EXPOSURE
+# is what systemd-analyze security may say of the unit at most.
+set -uo pipefail
+
+old=$1
+new=$2
+most=$3
+say() { echo "[$(cut -d. -f1 /proc/uptime) s] $*"; }
+fail() {
+	echo "FAILED: $*"
+	systemctl --no-pager status ksmbd ksmbd-notifyd
+	journalctl --no-pager -b -n 60
+	exit 1
+}
+# within SECONDS COMMAND...: until it succeeds.
+within() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		[ $SECONDS -lt $end ] || return 1
+		sleep 0.3
+	done
+}
+quietly() { "$@" > /dev/null 2>&1; }
+smb() { timeout 60 smbclient //127.0.0.1/TEST -U user%pass "$@"; }
+serving() { quietly smb -c 'put /etc/hostname f; get f /tmp/f; del f' && cmp -s /etc/hostname /tmp/f; }
+# watch: a client that watches the share from now on.
+watch() {
+	stdbuf -oL smbclient //127.0.0.1/TEST -U user%pass -c 'notify ""' > /tmp/told 2>&1 &
+	client=$!
+}
+unwatch() {
+	kill $client
+	wait $client 2>/dev/null
+}
+# told NAME: makes a file of that name and a number, and looks whether the client was told of such a file.
+file=0
+told() {
+	file=$((file + 1))
+	touch "/srv/share/$1.$file"
+	sleep 0.5
+	grep -q "^0001 $1\." /tmp/told
+}
+# notifies WHEN: a fresh client is told of a change. One from before it watches does not count, so they go on.
+notifies() {
+	watch
+	within 30 told "$1" || { cat /tmp/told; fail "no client is told of a change $1"; }
+	unwatch
+	say "a client is told of a change $1"
+}
+active() { systemctl --quiet is-active ksmbd-notifyd; }
+version() { ksmbd-notifyd --version | grep -qF "version $1"; }
+pid() { systemctl show -P MainPID ksmbd-notifyd; }
+
+within 60 serving || fail "ksmbd does not serve"
+say "ksmbd serves, kernel $(uname -r), $(systemctl --version | head -1)"
+[ "$(cat /sys/module/ksmbd/version)" = "$new" ] || fail "ksmbd that is loaded: $(cat /sys/module/ksmbd/version)"
+timeout 60 systemctl enable --now ksmbd-notifyd || fail "enable --now"
+active || fail "ksmbd-notifyd is not ready"
+say "ksmbd-notifyd is ready: $(systemctl show -P StatusText ksmbd-notifyd)"
+ksmbd-notifyd check || fail "ksmbd-notifyd check"
+notifies after-boot
+exposure=$(systemd-analyze security --no-pager ksmbd-notifyd 2>/dev/null | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\).*/\1/p')
+say "systemd-analyze security: ${exposure:-unknown}"
+awk "BEGIN { exit !(${exposure:-10} <= $most) }" || fail "systemd-analyze security says more than $most"
+
+watch
+within 30 told before-restart || fail "the client that watches over a restart"
+timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd"
+within 30 told after-restart || { cat /tmp/told; fail "a client that watches over a restart of ksmbd-notifyd is told nothing after"; }
+unwatch
+say "a client that watches over a restart of ksmbd-notifyd goes on to be told"
+timeout 60 systemctl restart ksmbd || fail "restarting ksmbd"
+within 30 serving || fail "ksmbd does not serve after its restart"
+notifies after-ksmbd-restarted
+
+quietly dpkg -i /root/debs/ksmbd-notifyd_"$old"_*.deb || fail "downgrading the daemon"
+version "$old" && within 30 active || fail "after the downgrade: $(ksmbd-notifyd --version)"
+notifies after-downgrade
+before=$(pid)
+quietly dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "upgrading the daemon"
+version "$new" && within 30 active && [ "$(pid)" != "$before" ] || fail "after the upgrade: $(ksmbd-notifyd --version)"
+notifies after-upgrade
+systemctl --quiet disable --now ksmbd-notifyd
+quietly dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "upgrading the disabled daemon"
+! active && ! systemctl --quiet is-enabled ksmbd-notifyd || fail "an upgrade enabled what the administrator had disabled"
+say "an upgrade keeps it disabled"
+systemctl --quiet enable --now ksmbd-notifyd
+
+# reload: another ksmbd.ko, as the package says to.
+reload() { timeout 60 systemctl stop ksmbd && timeout 20 modprobe -r ksmbd && timeout 60 systemctl start ksmbd && within 30 serving; }
+reload || fail "reloading ksmbd under the daemon"
+within 30 active || fail "ksmbd-notifyd after ksmbd was loaded anew"
+notifies after-module-reload
+
+DEBIAN_FRONTEND=noninteractive dpkg --purge ksmbd-notifyd ksmbd-notify-dkms || fail "purging"
+left=$(find / -xdev -path /root/debs -prune -o \( -name '*ksmbd-notify*' -o -path '*/updates/*ksmbd*' \) -print)
+[ -z "$left" ] || fail "purging left: $left"
+systemctl --no-pager --all list-units | grep ksmbd-notifyd && fail "systemd still knows ksmbd-notifyd"
+serving || fail "ksmbd does not serve after the purge"
+say "purged under a serving ksmbd: nothing is left, and it serves"
+reload || fail "reloading ksmbd after the purge"
+[ ! -e /sys/module/ksmbd/version ] || fail "after the purge ksmbd is still of version $(cat /sys/module/ksmbd/version)"
+say "Debian's own ksmbd serves again"
+[ -z "$(systemctl --failed --plain --no-legend)" ] || fail "units that failed: $(systemctl --failed --plain --no-legend)"

@@ -1,0 +1,87 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# test.sh RELEASE BUILD: the packages on a Debian server of RELEASE. BUILD/install has the server, BUILD/package the
+# packages, BUILD/install/old an older version of them. DKMS builds in a chroot here, in a minute rather than the guest's
+# ten; the guest boots what came of that, with systemd, and shows that it works.
+set -euo pipefail
+
+release=$1
+build=$(realpath "$2")
+here=$(dirname "$(realpath "$0")")
+work=$build/install/$release
+root=$work/root
+say() { echo "install: $release: $*"; }
+die() { say "FAILED: $*" >&2; exit 1; }
+
+# in_root COMMAND...: run on the server that does not run; whatever it leaves running ends with it.
+in_root() {
+	unshare --mount --pid --fork bash -c 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"' "$root" "$@" \
+		>> "$work/chroot.log" 2>&1 < /dev/null || { tail -30 "$work/chroot.log"; die "$*, see $work/chroot.log"; }
+}
+apt() { in_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 --allow-downgrades "$@"; }
+
+# files: what is on the server, but for caches, logs and apt's own.
+files() {
+	(cd "$root" && find . \( -path ./var/cache -o -path ./var/log -o -path ./var/lib/dpkg -o -path ./var/lib/apt -o -path ./proc -o -path ./dev -o -path ./root/debs \) \
+		-prune -o -printf '%M %u %p %l\n' -a -type f -exec md5sum {} +) | sort
+}
+# module VERSION: which ksmbd.ko the server would load, and who signed it.
+module() {
+	local ko got
+	ko=$(find "$root"/lib/modules/*/updates/dkms -name 'ksmbd.ko*')
+	got=$(modinfo -F version "$ko")
+	[ "$got" = "$1" ] || die "the module is of version ${got:-none}, want $1"
+	grep -q '^updates/dkms/ksmbd.ko' "$root"/lib/modules/*/modules.dep || die "modprobe ksmbd would not take DKMS's"
+	[ "$(modinfo -F signer "$ko")" = "DKMS module signing key" ] || die "DKMS did not sign the module"
+}
+
+old=$(dpkg-deb -f "$build"/install/old/ksmbd-notifyd_*.deb Version)
+new=$(dpkg-deb -f "$build"/package/ksmbd-notifyd_*.deb Version)
+"$here/root.sh" "$release" "$work/base" "$build"/package/*.deb
+rm -rf "$root" "$work/chroot.log"
+cp -a --reflink=auto "$work/base" "$root"
+mkdir "$root/root/debs"
+cp "$build"/install/old/*.deb "$build"/package/*.deb "$root/root/debs/"
+debs=("/root/debs/ksmbd-notifyd_${old}_amd64.deb" "/root/debs/ksmbd-notify-dkms_${old}_all.deb"
+	"/root/debs/ksmbd-notifyd_${new}_amd64.deb" "/root/debs/ksmbd-notify-dkms_${new}_all.deb")
+files > "$work/files.before"
+
+say "installing $new"
+apt install "${debs[@]:2}"
+module "$new"
+say "downgrading to $old"
+apt install "${debs[@]:0:2}"
+module "$old"
+say "upgrading to $new"
+apt install "${debs[@]:2}"
+module "$new"
+
+# What the kernel's packages run when they install another one.
+kver=$(ls "$root/lib/modules")
+say "a kernel is installed: $kver"
+in_root dkms remove "ksmbd-notify/$new" -k "$kver"
+in_root dkms add "ksmbd-notify/$new"
+in_root /etc/kernel/postinst.d/dkms "$kver"
+module "$new"
+say "a kernel of a series that is not supported is installed"
+mkdir -p "$root/lib/modules/6.1.0-0-amd64/build/include"
+in_root /etc/kernel/postinst.d/dkms 6.1.0-0-amd64
+grep -q '^ksmbd-notify-dkms: kernel 6.1.0-0-amd64 is not supported' "$work/chroot.log" || die "nothing says so, see $work/chroot.log"
+rm -r "$root/lib/modules/6.1.0-0-amd64"
+
+say "a disk of it"
+cp -L "$root/vmlinuz" "$root/initrd.img" "$work/"
+truncate -s 3G "$work/root.img"
+mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$root" "$work/root.img"
+
+say "purging"
+apt purge ksmbd-notifyd ksmbd-notify-dkms
+files > "$work/files.after"
+# DKMS's own key stays for other modules.
+if diff "$work/files.before" "$work/files.after" | grep '^[<>]' | grep -v ' \./var/lib/dkms/mok\.'; then
+	die "this differs from before the installation, see $work/files.*"
+fi
+rm -rf "$root"
+
+DISK=$work "$here/../guest/run.sh" "$build" "install-$release" 420 "$here/job.sh" -- bash /rig/job.sh "$old" "$new" 2.0
+rm "$work/root.img"
