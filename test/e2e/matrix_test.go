@@ -446,3 +446,28 @@ func matrixCell(t *testing.T, e expectation, sub string, do operation) {
 		t.Errorf("%s: %s", strings.Join(wrong[line], " "), line)
 	}
 }
+
+// TestCreateWithACL: what ksmbd stores about a file while it creates it belongs to the creation, an ACL too.
+func TestCreateWithACL(t *testing.T) {
+	begin(t)
+	w := newWireAt(t, wireLimit, sharePath("ACL"))
+	tree, err := w.dial(smb2.Options{}).TreeConnect(w.ctx, "ACL")
+	w.ok(err)
+	f := w.open(tree, "")
+	all := smb2.NotifyParams{Tree: true, Filter: smb2.FilterAll, Length: 4096}
+	w.arm(f, all)
+	p := place{wire: w, tree: tree}
+	for name, options := range map[string]uint32{"file": 0, "dir": smb2.OptionDirectory} {
+		w.ok(p.opened(smb2.CreateParams{Name: w.path(name), Disposition: smb2.DispositionCreate, Options: options}, nil))
+		w.told(w.send(f, all), "ADDED "+name)
+	}
+	for _, name := range []string{"file", "dir"} { // a change of it is one all the same
+		w.ok(p.opened(smb2.CreateParams{Name: w.path(name), Disposition: smb2.DispositionOpen}, func(f *smb2.File) error {
+			return f.SetDACL(w.ctx, smb2.ACE{SID: smb2.SID(1, 0), Mask: 0x1f01ff})
+		}))
+		r := w.ends(w.send(f, all), smb2.StatusSuccess)
+		if got := slices.Compact(w.records(r)); !slices.Equal(got, []string{"MODIFIED " + name}) {
+			t.Errorf("told %q", got)
+		}
+	}
+}
