@@ -918,8 +918,33 @@ void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr)
 	conn->notify.cancelled = hdr->MessageId;
 }
 
+static void watch_end_requests(struct notify_watch *watch, __le32 status)
+{
+	struct ksmbd_notify_request *req, *tmp;
+
+	lockdep_assert_held(&notify_lock);
+
+	list_for_each_entry_safe(req, tmp, &watch->requests, entry)
+		request_end(req, status);
+}
+
 /**
- * ksmbd_notify_close() - a handle is closed, or loses its connection
+ * ksmbd_notify_disconnect() - a durable handle loses its connection
+ * @fp:		the file, already unreachable through its volatile id
+ *
+ * Its watch goes on: what happens until the client has the handle back, the
+ * next request is told.
+ */
+void ksmbd_notify_disconnect(struct ksmbd_file *fp)
+{
+	spin_lock(&notify_lock);
+	if (fp->notify)
+		watch_end_requests(fp->notify, STATUS_NOTIFY_CLEANUP);
+	spin_unlock(&notify_lock);
+}
+
+/**
+ * ksmbd_notify_close() - a handle is closed
  * @fp:		the file, already unreachable through its volatile id
  * @work:	smb work of a CLOSE, to answer before its requests; or NULL
  */
@@ -940,7 +965,6 @@ void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work)
  */
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci)
 {
-	struct ksmbd_notify_request *req, *tmp;
 	struct ksmbd_file *fp;
 
 	lockdep_assert_held(&ci->m_lock);
@@ -948,9 +972,7 @@ void ksmbd_notify_delete_pending(struct ksmbd_inode *ci)
 	list_for_each_entry(fp, &ci->m_fp_list, node) {
 		spin_lock(&notify_lock);
 		if (fp->notify)
-			list_for_each_entry_safe(req, tmp,
-						 &fp->notify->requests, entry)
-				request_end(req, STATUS_DELETE_PENDING);
+			watch_end_requests(fp->notify, STATUS_DELETE_PENDING);
 		spin_unlock(&notify_lock);
 	}
 }

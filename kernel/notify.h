@@ -51,6 +51,7 @@ void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc);
 int ksmbd_notify(struct ksmbd_work *work);
 void ksmbd_notify_release(struct ksmbd_work *work);
 void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr);
+void ksmbd_notify_disconnect(struct ksmbd_file *fp);
 void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);
 void ksmbd_notify_session_expired(struct ksmbd_session *sess);

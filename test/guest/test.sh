@@ -14,7 +14,7 @@ if [ -n "${UML:-}" ]; then
 	name=debug-$FS
 	ours=$UML/ksmbd.ko
 	# KASAN in user-mode Linux does not forget where a module was, and complains of the next one there. For basedir see below.
-	skip+='|TestModuleReload|TestTorture/notify.basedir'
+	skip+='|TestModuleReload|TestDurable|TestTorture/notify.basedir'
 fi
 [ -z "$SAMBA" ] || export OVERLAY=$build/samba-$SAMBA/smbtorture.cpio
 
