@@ -95,7 +95,7 @@ reload || fail "reloading ksmbd under the daemon"
 within 30 active || fail "ksmbd-notifyd after ksmbd was loaded anew"
 notifies after-module-reload
 
-DEBIAN_FRONTEND=noninteractive dpkg --purge ksmbd-notifyd ksmbd-notify-dkms || fail "purging"
+quietly dpkg --purge ksmbd-notifyd ksmbd-notify-dkms || fail "purging"
 left=$(find / -xdev -path /root/debs -prune -o \( -name '*ksmbd-notify*' -o -path '*/updates/*ksmbd*' \) -print)
 [ -z "$left" ] || fail "purging left: $left"
 systemctl --no-pager --all list-units | grep ksmbd-notifyd && fail "systemd still knows ksmbd-notifyd"
@@ -104,4 +104,12 @@ say "purged under a serving ksmbd: nothing is left, and it serves"
 reload || fail "reloading ksmbd after the purge"
 [ ! -e /sys/module/ksmbd/version ] || fail "after the purge ksmbd is still of version $(cat /sys/module/ksmbd/version)"
 say "Debian's own ksmbd serves again"
+
+# The daemon alone, with the module that cannot notify: it waits, holds nobody up, and check says what to do.
+quietly timeout 60 dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "installing the daemon alone"
+within 30 active || fail "the daemon alone does not run"
+say "the daemon without its module: $(systemctl show -P StatusText ksmbd-notifyd)"
+ksmbd-notifyd check && fail "check sees nothing wrong without the module"
+quietly dpkg --purge ksmbd-notifyd || fail "purging the daemon alone"
+serving || fail "ksmbd does not serve in the end"
 [ -z "$(systemctl --failed --plain --no-legend)" ] || fail "units that failed: $(systemctl --failed --plain --no-legend)"

@@ -24,7 +24,7 @@ debian=$(mirror Debian)
 security=$(mirror Debian-Security)
 rm -rf "$root" "$root.done"
 mkdir -p "$(dirname "$root")"
-echo "install: $release: installing it from Debian's packages (about 400 MB, 2 minutes)"
+echo "install: $release: installing it from Debian's packages (about 330 MB, 2 minutes)"
 
 cat > "$root.setup" <<'END'
 #!/bin/bash

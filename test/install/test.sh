@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # test.sh RELEASE BUILD: the packages on a Debian server of RELEASE. BUILD/install has the server, BUILD/package the
-# packages, BUILD/install/old an older version of them. DKMS builds in a chroot here, in a minute rather than the guest's
-# ten; the guest boots what came of that, with systemd, and shows that it works.
+# packages, BUILD/install/old an older version of them. DKMS builds in a chroot here, since the guest's processors are
+# slow; the guest boots what came of that, with systemd, and shows that it works.
 set -euo pipefail
 
 release=$1
