@@ -37,7 +37,7 @@ DEBIAN ?= bookworm trixie
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
 PACKAGES_CHECK  := perl sparse
-PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd
+PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian e2fsprogs kmod xz-utils

@@ -3,6 +3,7 @@
 package fanotify
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 
@@ -15,14 +16,14 @@ func (g *Group) dispatch() {
 	g.putOff = 0
 	for off := 0; off < len(g.buf) && !g.full; { // settling may have read on
 		off = g.tell(off)
-		for _, fs := range g.filesystems {
+		for _, fs := range g.queue.filesystems {
 			fs.settle()
 		}
 	}
 	if g.full {
 		g.overflows++
 	}
-	for _, fs := range g.filesystems {
+	for _, fs := range g.queue.filesystems {
 		if g.full {
 			fs.overflowed()
 		}
@@ -41,7 +42,8 @@ func (g *Group) tell(off int) int {
 			break
 		}
 		off += n
-		if fs := g.filesystems[e.fsid]; fs != nil {
+		g.next = off
+		if fs := g.queue.filesystems[e.fsid]; fs != nil {
 			fs.dispatch(&e)
 		}
 	}
@@ -85,7 +87,7 @@ func (g *Group) learnEvent(e *event) {
 	if e.mask&unix.FAN_RENAME != 0 {
 		at = e.old
 	}
-	fs := g.filesystems[e.fsid]
+	fs := g.queue.filesystems[e.fsid]
 	if fs == nil || !movesDir(e.mask) || at.dir == nil || e.fid == nil {
 		return
 	}
@@ -98,7 +100,7 @@ func (g *Group) learnEvent(e *event) {
 // that was anything.
 func (g *Group) more() bool {
 	had := len(g.buf)
-	unix.Poll([]unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}}, 1)
+	unix.Poll([]unix.PollFd{{Fd: int32(g.queue.fd), Events: unix.POLLIN}}, 1)
 	if err := g.read(); err != nil { // the next Drain meets it again
 		g.log.Debug("cannot read on", "error", err)
 		return false
@@ -118,7 +120,10 @@ func (fs *filesystem) dispatch(e *event) {
 	case e.at.dir == nil:
 		// A file that the kernel has no name for, opened by its handle as an
 		// NFS server does. An ATTRIB alone says that a link to it went.
-		fs.lost(opsOf(e.mask)&^Attrib, false)
+		// So does a rename of the name after it, see victim.
+		if ops := opsOf(e.mask) &^ Attrib; ops != 0 {
+			fs.lost(ops, false)
+		}
 	case string(e.at.name) == ".":
 		fs.self(e)
 	default:
@@ -141,6 +146,11 @@ func (fs *filesystem) entry(e *event) {
 	s, ops := &fs.g.from, opsOf(e.mask)
 	if err := s.find(fs, dir, name); err != nil {
 		fs.lost(ops, false)
+	}
+	if fs.walked && isDir && ops&Create != 0 && len(s.hits) > 0 {
+		if n := fs.get(e.fid); !n.marked || n.parent != dir || n.name != string(name) {
+			fs.enter(n, dir, string(name), true)
+		}
 	}
 	if len(s.hits) > 0 && !(ops&(Create|Delete) == 0 && fs.unlinked(dir, name)) {
 		c := fs.change(e, e.fid)
@@ -176,7 +186,7 @@ func (fs *filesystem) entry(e *event) {
 func (fs *filesystem) self(e *event) {
 	n := fs.get(e.at.dir)
 	if n.site != nil && len(n.watches) > 0 {
-		if e.mask&unix.FAN_MOVE_SELF != 0 {
+		if e.mask&unix.FAN_MOVE_SELF != 0 && n.guard != nil {
 			if err := fs.follow(n); err != nil {
 				fs.g.log.Warn("cannot guard a watched directory", "error", err)
 			}
@@ -186,7 +196,7 @@ func (fs *filesystem) self(e *event) {
 		}
 	}
 	ops := opsOf(e.mask) & data
-	if ops == 0 {
+	if !fs.asks(ops) {
 		return
 	}
 	s := &fs.g.from
@@ -194,15 +204,16 @@ func (fs *filesystem) self(e *event) {
 	if err == errGone {
 		return // with all its attributes; what removed it tells the rest
 	}
+	s.hits = s.hits[:0]
 	if err == nil {
 		err = s.find(fs, n.parent, []byte(n.name))
 	}
-	// A single directory's mark asked for it, if neither a watch tree nor its
-	// own mark did: then that directory must be found.
-	if err != nil || fs.trees == 0 && n.site == nil && len(s.hits) == 0 {
+	// A single directory's mark asked for it, if neither the filesystem's nor
+	// its own did: then that directory must be found.
+	if err != nil || fs.mark.mask()&unix.FAN_ATTRIB == 0 && n.site == nil && len(s.hits) == 0 {
 		fs.lost(ops, true)
 	}
-	if err == nil {
+	if len(s.hits) > 0 {
 		c := fs.change(e, e.at.dir)
 		c.Op, c.Parent = ops, n.parent.handle
 		s.tell(c)
@@ -231,7 +242,7 @@ func (fs *filesystem) rename(e *event) {
 	if moved != nil {
 		fs.checkRename(moved, from, string(e.old.name), to, string(e.new.name))
 	}
-	fs.tellRename(from, e.old.name, to, e.new.name, moved, isDir)
+	fs.tellRename(e, from, to, moved)
 	if moved != nil {
 		fs.move(moved, to, string(e.new.name))
 		fs.renames = append(fs.renames, rename{moved, from, string(e.old.name)})
@@ -261,13 +272,68 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 	}
 }
 
+// victim says whether a rename replaced what had its new name. The kernel
+// never names that, but says in one go and of one thread: RENAME, ATTRIB of
+// the file or directory that lost its name, MOVE_SELF of the one renamed; see
+// fsnotify_move in linux/fsnotify.h. The last may have been merged into that
+// of an earlier rename; then a link or unlink may be what the ATTRIB is of.
+func (g *Group) victim(e *event) bool {
+	var next event
+	var lost handle
+	off := g.next
+	for tries := 0; tries <= maxPutOff; tries++ {
+		for off < len(g.buf) {
+			n, err := next.decode(g.buf[off:])
+			if err != nil {
+				return false
+			}
+			off += n
+			if next.pid != e.pid {
+				continue
+			}
+			is := next.self()
+			switch {
+			case next.mask&unix.FAN_MOVE_SELF != 0 && bytes.Equal(is, e.fid):
+				return lost != nil
+			case lost != nil:
+				return e.mask&unix.FAN_ONDIR == 0 &&
+					!(next.mask&(unix.FAN_CREATE|unix.FAN_DELETE) != 0 && bytes.Equal(is, lost))
+			case next.mask&unix.FAN_ATTRIB != 0 && (next.at.dir == nil || string(next.at.name) == "."):
+				lost = is
+			default:
+				return false
+			}
+		}
+		if !g.more() { // the writer may have been stopped in the middle of it
+			break
+		}
+	}
+	return lost != nil && e.mask&unix.FAN_ONDIR == 0
+}
+
+// self returns the handle of what the event happened to.
+func (e *event) self() handle {
+	if e.fid == nil {
+		return e.at.dir
+	}
+	return e.fid
+}
+
 // tellRename tells each watch what it can see of a rename.
-func (fs *filesystem) tellRename(from *node, old []byte, to *node, new []byte, moved *node, isDir bool) {
+func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
+	old, new, isDir := e.old.name, e.new.name, e.mask&unix.FAN_ONDIR != 0
 	a, b := &fs.g.from, &fs.g.to
 	errOld := a.find(fs, from, old)
 	errNew := b.find(fs, to, new)
 	if errOld != nil || errNew != nil {
 		fs.lost(^Op(0), false)
+	}
+	if fs.walked && moved != nil && len(b.hits) > 0 && (!moved.marked || len(a.hits) == 0) {
+		fs.enter(moved, to, string(new), len(a.hits) > 0)
+	}
+	fs.g.movedIn = fs.g.movedIn || isDir && len(a.hits) < len(b.hits)
+	if len(b.hits) > 0 && fs.asks(Delete) && fs.mark.mask()&victimMask == victimMask && fs.g.victim(e) {
+		b.tell(Change{Op: Delete, Dir: isDir, Parent: to.handle})
 	}
 	tell := func(o, n *hit) {
 		at := o
@@ -328,6 +394,7 @@ func (s *scope) tell(c Change) {
 	}
 }
 
+// tell tells w of c, if it asked for it.
 func (w *Watch) tell(c Change) {
 	if c.Op &= w.ops; c.Op != 0 && !w.gone && w.overflow != w.fs.g.batch {
 		w.fn(c)
@@ -352,10 +419,16 @@ func (fs *filesystem) gone(n *node) {
 // this batch: who lists the directory after that sees all that is in it.
 func (fs *filesystem) lost(ops Op, singles bool) {
 	for _, w := range fs.watches {
-		if (w.ops|Overflow)&ops != 0 && (w.tree || singles) && !w.gone && w.overflow != fs.g.batch {
-			w.overflow = fs.g.batch
-			w.fn(Change{Op: Overflow})
+		if (w.ops|Overflow)&ops != 0 && (w.tree || singles) {
+			w.lose()
 		}
+	}
+}
+
+func (w *Watch) lose() {
+	if batch := w.fs.g.batch; !w.gone && w.overflow != batch {
+		w.overflow = batch
+		w.fn(Change{Op: Overflow})
 	}
 }
 
@@ -371,8 +444,10 @@ func (fs *filesystem) misnamed() {
 func (fs *filesystem) overflowed() {
 	fs.stale = true
 	for _, w := range fs.watches {
-		if err := fs.follow(w.node); err != nil {
-			fs.g.log.Warn("cannot guard a watched directory", "error", err)
+		if w.inode {
+			if err := fs.follow(w.node); err != nil {
+				fs.g.log.Warn("cannot guard a watched directory", "error", err)
+			}
 		}
 		if w.node.removed() {
 			fs.gone(w.node)

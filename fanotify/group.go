@@ -14,6 +14,7 @@
 package fanotify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,48 +79,119 @@ const (
 	minRead = 4096
 )
 
-// A Group is a fanotify group and what it watches.
+// A Group is what is watched, and the fanotify groups that tell of it.
 type Group struct {
 	log         *slog.Logger
-	fd          int
-	file        *os.File // owns fd
+	file        *os.File // an epoll of the queues and the mounts
 	conn        syscall.RawConn
-	filesystems map[uint64]*filesystem // by fsid
+	queues      []*queue // the first is shared by all filesystems that can
+	filesystems map[fsKey]*filesystem
+	mounts      mountTable
+	refused     map[string]bool // kinds of filesystem that the log tells of
 	maxNodes    int
+	maxMarks    int
 
-	buf       []byte // the batch: what was read since Drain began
+	queue     *queue // whose turn it is
+	movedIn   bool   // a directory came into a watch tree
+	buf       []byte // the batch: what was read from it since Drain began
+	next      int    // where the event after the one at hand begins
 	batch     uint64 // its number
 	reads     uint64 // of the queue until it was empty
 	full      bool   // part of it was lost
 	putOff    int    // how often settling was put off in it
 	overflows uint64
 	from, to  scope // where the event at hand happened
+	nesting   scope // where the mount is that it happened in
 }
 
-// Open makes a group. Its queue is limited by fs.fanotify.max_queued_events.
+// A queue is a fanotify group of the kernel's.
+type queue struct {
+	fd          int
+	filesystems map[uint64]*filesystem // by fsid
+}
+
+// Open makes a group. Its queues are limited by fs.fanotify.max_queued_events.
 // It needs CAP_SYS_ADMIN and Linux 5.17.
 func Open(log *slog.Logger) (*Group, error) {
-	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME_TARGET|
+	g := &Group{
+		log: log, maxNodes: maxNodes, maxMarks: maxMarks,
+		filesystems: make(map[fsKey]*filesystem), refused: make(map[string]bool),
+	}
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("opening epoll: %w", err)
+	}
+	if err = unix.SetNonblock(fd, true); err == nil { // so that the runtime waits for it
+		g.file = os.NewFile(uintptr(fd), "fanotify")
+		g.conn, err = g.file.SyscallConn()
+	}
+	if err == nil {
+		_, err = g.openQueue()
+	}
+	if err == nil {
+		err = g.mounts.open(g)
+	}
+	if err != nil {
+		g.Close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// poll has Wait wait for events of fd.
+func (g *Group) poll(fd int, events uint32) error {
+	var err error
+	ctlErr := g.conn.Control(func(epoll uintptr) {
+		err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+	})
+	if err = cmp.Or(ctlErr, err); err != nil {
+		return fmt.Errorf("waiting for fanotify: %w", err)
+	}
+	return nil
+}
+
+func (g *Group) openQueue() (*queue, error) {
+	q := &queue{filesystems: make(map[uint64]*filesystem)}
+	if err := g.reopen(q); err != nil {
+		return nil, err
+	}
+	g.queues = append(g.queues, q)
+	return q, nil
+}
+
+// reopen replaces a queue by an empty one without marks.
+func (g *Group) reopen(q *queue) error {
+	// Threads are told apart for the sake of victim, and so merge less.
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME_TARGET|unix.FAN_REPORT_TID|
 		unix.FAN_UNLIMITED_MARKS|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
 	switch {
 	case errors.Is(err, unix.ENOSYS):
-		return nil, fmt.Errorf("opening fanotify: the kernel was built without it: %w", err)
+		return fmt.Errorf("opening fanotify: the kernel was built without it: %w", err)
 	case errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("opening fanotify: it takes root, or CAP_SYS_ADMIN: %w", err)
+		return fmt.Errorf("opening fanotify: it takes root, or CAP_SYS_ADMIN: %w", err)
 	case errors.Is(err, unix.EINVAL):
-		return nil, fmt.Errorf("opening fanotify: it takes Linux 5.17 or later: %w", err)
+		return fmt.Errorf("opening fanotify: it takes Linux 5.17 or later: %w", err)
 	case errors.Is(err, unix.EMFILE):
-		return nil, fmt.Errorf("opening fanotify: too many open files, or groups (fs.fanotify.max_user_groups): %w", err)
+		return fmt.Errorf("opening fanotify: too many open files, or groups (fs.fanotify.max_user_groups): %w", err)
 	case err != nil:
-		return nil, fmt.Errorf("opening fanotify: %w", err)
+		return fmt.Errorf("opening fanotify: %w", err)
 	}
-	file := os.NewFile(uintptr(fd), "fanotify")
-	conn, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("opening fanotify: %w", err)
+	if err := g.poll(fd, unix.EPOLLIN); err != nil {
+		unix.Close(fd)
+		return err
 	}
-	return &Group{log: log, fd: fd, file: file, conn: conn, maxNodes: maxNodes, filesystems: make(map[uint64]*filesystem)}, nil
+	if q.fd > 0 {
+		unix.Close(q.fd)
+	}
+	q.fd = fd
+	return nil
+}
+
+// closeQueue ends a queue with all its marks.
+func (g *Group) closeQueue(q *queue) {
+	unix.Close(q.fd)
+	i := slices.Index(g.queues, q)
+	g.queues = slices.Delete(g.queues, i, i+1)
 }
 
 // Wait blocks until events wait in the queue, ctx is done or the group is
@@ -132,6 +204,9 @@ func (g *Group) Wait(ctx context.Context) error {
 	})
 	var polled error
 	err := g.conn.Read(func(fd uintptr) bool {
+		if g.mounts.poll() {
+			return true
+		}
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(p, 0)
 		if err == unix.EINTR {
@@ -161,20 +236,34 @@ func (g *Group) Wait(ctx context.Context) error {
 }
 
 // Drain reads the queue until it is empty and then calls the watches' fn, in
-// the order of what happened. An fn must not call the group or its watches.
+// the order of what happened on a filesystem. An fn must not call the group or
+// its watches.
 func (g *Group) Drain() error {
-	g.batch++
-	if err := g.read(); err != nil {
-		return err
+	if len(g.queues) == 0 {
+		return fmt.Errorf("reading fanotify: %w", os.ErrClosed)
 	}
-	g.dispatch()
-	if g.buf = g.buf[:0]; cap(g.buf) > keepBatch {
-		g.buf = nil
+	if g.mounts.poll() {
+		g.remount()
+	}
+	for i := 0; i < len(g.queues); i++ { // what is told may replace a queue
+		g.queue = g.queues[i]
+		g.batch++
+		if err := g.read(); err != nil {
+			return err
+		}
+		g.dispatch()
+		if g.buf = g.buf[:0]; cap(g.buf) > keepBatch {
+			g.buf = nil
+		}
+	}
+	if g.movedIn {
+		g.movedIn = false
+		g.remount() // mounts may have come along
 	}
 	return nil
 }
 
-// Overflows says how often part of the queue was lost.
+// Overflows says how often part of a queue was lost.
 func (g *Group) Overflows() uint64 { return g.overflows }
 
 // read appends to the batch what waits in the queue.
@@ -187,7 +276,7 @@ func (g *Group) read() error {
 			}
 			g.buf = slices.Grow(g.buf, max(len(g.buf), 16*minRead))
 		}
-		n, err := unix.Read(g.fd, g.buf[len(g.buf):cap(g.buf)])
+		n, err := unix.Read(g.queue.fd, g.buf[len(g.buf):cap(g.buf)])
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
@@ -208,5 +297,10 @@ func (g *Group) Close() error {
 			fs.watches[len(fs.watches)-1].Close()
 		}
 	}
-	return g.file.Close()
+	err := g.file.Close()
+	for len(g.queues) > 0 {
+		g.closeQueue(g.queues[0])
+	}
+	g.mounts.close()
+	return err
 }

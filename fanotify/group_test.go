@@ -178,7 +178,7 @@ func TestThousandWatchers(t *testing.T) {
 	if n := openFiles(t) - before; n != 2 { // the directory, and its mount
 		t.Errorf("%d files open for one directory", n)
 	}
-	wantMarks(t, g, "inode 40000904", "filesystem 58000300")
+	wantMarks(t, g, "inode 40000904", "filesystem 58000304")
 	add(false, Modify)
 	add(true, Attrib)
 	wantMarks(t, g, "inode 48000906", "filesystem 58000304")
@@ -194,7 +194,7 @@ func TestThousandWatchers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantMarks(t, g, "inode 40000904", "filesystem 58000300")
+	wantMarks(t, g, "inode 40000904", "filesystem 58000304")
 	for _, w := range watches {
 		w.Close()
 	}
@@ -208,7 +208,7 @@ func TestThousandWatchers(t *testing.T) {
 // and masks. The kernel adds EVENT_ON_CHILD to those of filesystems.
 func wantMarks(t *testing.T, g *Group, want ...string) {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", g.fd))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", g.queues[0].fd))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +385,7 @@ func TestNameless(t *testing.T) {
 		{"another filesystem", encode(unix.FAN_MODIFY, w.fs.id+1, at("f")), nil},
 	} {
 		g.batch++
-		g.buf = c.buf
+		g.queue, g.buf = g.queues[0], c.buf
 		g.dispatch()
 		g.buf = nil
 		t.Log(c.what)
@@ -400,7 +400,7 @@ func TestNameless(t *testing.T) {
 	wantTold(t, other, "overflow")
 }
 
-// A filesystem that cannot be marked refuses a tree and leaves nothing behind.
+// A tree that there are too few marks for is refused and leaves nothing behind.
 func TestRefused(t *testing.T) {
 	base := mountTest(t, "tmpfs")
 	for _, d := range []string{"lower", "upper", "work", "o"} {
@@ -408,7 +408,7 @@ func TestRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(base+"/lower/w", 0o755); err != nil {
+	if err := os.MkdirAll(base+"/lower/w/d", 0o755); err != nil {
 		t.Fatal(err)
 	}
 	opts := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", base)
@@ -418,6 +418,7 @@ func TestRefused(t *testing.T) {
 	defer unix.Unmount(base+"/o", unix.MNT_DETACH)
 	g := openTest(t)
 	defer g.Close()
+	g.maxMarks = 1
 	before := openFiles(t)
 	dir, err := os.Open(base + "/o/w")
 	if err != nil {
@@ -448,11 +449,11 @@ func TestRefused(t *testing.T) {
 	os.Remove(base + "/o/w/g")
 	drain(t, g)
 	wantTold(t, told, "create f", "rename f -> g", "delete g")
-	if err := os.Remove(base + "/o/w"); err != nil {
+	if err := os.RemoveAll(base + "/o/w"); err != nil {
 		t.Fatal(err)
 	}
 	drain(t, g)
-	wantTold(t, told, "gone")
+	wantTold(t, told, "delete d/", "gone")
 }
 
 // BenchmarkDrain measures reading, decoding, naming and telling, an event an

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,12 +56,21 @@ func (m *mark) count(mask uint64, n int32) (changed uint64) {
 	return changed
 }
 
-// used says whether anybody needs the mark.
-func (m *mark) used() bool { return m.need != [32]int32{} }
+// mask returns what is asked for.
+func (m *mark) mask() (mask uint64) {
+	for bit, n := range m.need {
+		if n > 0 {
+			mask |= 1 << bit
+		}
+	}
+	return mask
+}
 
-// A site is a directory that has an inode mark.
+// A site is a directory that is held open: one that is watched, or the one
+// above. It has an inode mark, unless a filesystem mark tells enough.
 type site struct {
 	mark
+	users   int
 	dir     *os.File // the site owns it
 	mount   *mount
 	watches []*Watch
@@ -76,7 +86,7 @@ type mount struct {
 }
 
 // want adds mask to the inode mark of n. It takes ownership of dir, n's
-// directory; a directory that has a mark already needs no second fd.
+// directory; one that has a site already needs none.
 func (fs *filesystem) want(n *node, dir *os.File, mountID int, mask uint64) error {
 	if n.site != nil {
 		dir.Close()
@@ -89,35 +99,36 @@ func (fs *filesystem) want(n *node, dir *os.File, mountID int, mask uint64) erro
 		n.site = &site{dir: dir, mount: m}
 		fs.pin(n)
 	}
-	err := n.add(fs.g.fd, int(n.dir.Fd()), mask)
-	if err != nil {
-		err = fmt.Errorf("marking directory: %w", err)
+	n.users++
+	if err := n.add(fs.queue.fd, int(n.dir.Fd()), mask); err != nil {
 		fs.release(n)
+		return fmt.Errorf("marking directory: %w", err)
 	}
-	return err
+	return nil
 }
 
 // unwant takes mask back.
 func (fs *filesystem) unwant(n *node, mask uint64) error {
-	err := n.remove(fs.g.fd, int(n.dir.Fd()), mask)
+	var err error
+	if fs.walked { // the mark is there for watch trees above too
+		n.count(mask, -1)
+	} else {
+		err = n.remove(fs.queue.fd, int(n.dir.Fd()), mask)
+	}
 	fs.release(n)
 	return err
 }
 
 // release closes the site of n if nobody needs it.
 func (fs *filesystem) release(n *node) {
-	if n.used() {
+	if n.users--; n.users > 0 {
 		return
 	}
 	n.dir.Close()
 	if n.mount.sites--; n.mount.sites == 0 {
 		unix.Close(n.mount.fd)
-		for i, m := range fs.mounts {
-			if m == n.mount {
-				fs.mounts = append(fs.mounts[:i], fs.mounts[i+1:]...)
-				break
-			}
-		}
+		i := slices.Index(fs.mounts, n.mount)
+		fs.mounts = slices.Delete(fs.mounts, i, i+1)
 	}
 	n.site = nil
 	fs.unpin(n)
@@ -137,6 +148,15 @@ func (fs *filesystem) mountOf(dir *os.File, id int) (*mount, error) {
 	}
 	m := &mount{id: id, fd: fd, sites: 1}
 	fs.mounts = append(fs.mounts, m)
-	fs.stale = true // it may show what was out of sight
+	fs.stale = fs.stale || !fs.walked // it may show what was out of sight
 	return m, nil
+}
+
+// newMount returns the mount that fd, a directory, is in.
+func newMount(fd int) (*mount, error) {
+	_, id, err := handleAt(fd, "")
+	if err != nil {
+		return nil, fmt.Errorf("taking directory's handle: %w", err)
+	}
+	return &mount{id: id, fd: fd}, nil
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,15 +36,22 @@ import (
 
 var update = flag.Bool("update", false, "write what the tests saw into testdata")
 
-// filesystems to test on: how to make one at an image file, and its size.
+// filesystems to test on: how to make one at an image file and its size, or
+// how to lay one over the directories lower, upper and work of another, $1, at
+// $2.
 var testFilesystems = []struct {
 	name, mkfs string
 	size       int64
+	over, lay  string
 }{
-	{"tmpfs", "", 0},
-	{"ext4", "mkfs.ext4 -q -F", 32 << 20},
-	{"xfs", "mkfs.xfs -q -f", 320 << 20},
-	{"btrfs", "mkfs.btrfs -q -f", 128 << 20},
+	{name: "tmpfs"},
+	{name: "ext4", mkfs: "mkfs.ext4 -q -F", size: 32 << 20},
+	{name: "xfs", mkfs: "mkfs.xfs -q -f", size: 320 << 20},
+	{name: "btrfs", mkfs: "mkfs.btrfs -q -f", size: 128 << 20},
+	{name: "subvolume", over: "btrfs", lay: `btrfs -q subvolume create $1/s && mount --bind $1/s $2`},
+	{name: "overlay", over: "tmpfs", lay: `mount -t overlay -o lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work overlay $2`},
+	{name: "overlay-export", over: "ext4", lay: `mount -t overlay -o index=on,nfs_export=on,lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work overlay $2`},
+	{name: "fuse", over: "tmpfs", lay: `bindfs $1/lower $2`},
 }
 
 // mountTest mounts an empty filesystem for the test, or skips it.
@@ -62,6 +70,15 @@ func mountTest(t testing.TB, kind string) string {
 			t.Fatal(err)
 		}
 		mount := []string{"mount", "-t", kind, kind, dir}
+		if f.lay != "" {
+			base := mountTest(t, f.over)
+			for _, d := range []string{"lower", "upper", "work"} {
+				if err := os.Mkdir(filepath.Join(base, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mount = []string{"sh", "-c", f.lay, "sh", base, dir}
+		}
 		if f.mkfs != "" {
 			img := dir + ".img"
 			if err := errJoin(os.WriteFile(img, nil, 0o600), os.Truncate(img, f.size)); err != nil {
@@ -83,7 +100,12 @@ func mountTest(t testing.TB, kind string) string {
 			give("cannot test on %s: %v: %s", kind, err, out)
 		}
 		t.Cleanup(func() {
-			if err := unix.Unmount(dir, 0); err != nil {
+			err := unix.Unmount(dir, 0)
+			for tries := 0; err == unix.EBUSY && tries < 100; tries++ { // a fuse server ends late
+				time.Sleep(10 * time.Millisecond)
+				err = unix.Unmount(dir, 0)
+			}
+			if err != nil {
 				t.Errorf("unmounting, something is still open: %v", err)
 				unix.Unmount(dir, unix.MNT_DETACH)
 			}
@@ -162,6 +184,9 @@ func TestScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, f := range testFilesystems {
+		if f.lay != "" && f.over != "btrfs" {
+			continue // they tell some things otherwise, see TestStrategies and TestConverge
+		}
 		t.Run(f.name, func(t *testing.T) {
 			mnt := mountTest(t, f.name)
 			for _, file := range files {

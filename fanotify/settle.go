@@ -31,6 +31,8 @@ type doubtKey struct {
 	name uint64 // hash; the look at the wrong one of two names with one hash is harmless
 }
 
+func (d *doubt) key(dir *node) doubtKey { return doubtKey{dir, maphash.Bytes(seed, d.name)} }
+
 var seed = maphash.MakeSeed()
 
 // believe notes what was told of a name in dir. Without doubtful it matters
@@ -40,7 +42,7 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 		return
 	}
 	d.dir = dir
-	key := doubtKey{dir, maphash.Bytes(seed, d.name)}
+	key := d.key(dir)
 	if i, ok := fs.doubtful[key]; ok {
 		fs.doubts[i] = d
 	} else if doubtful {
@@ -56,6 +58,7 @@ const maxPutOff = 4
 // settle looks at what is in doubt and tells what differs. If it may be the work
 // of events that came meanwhile, these are told first.
 func (fs *filesystem) settle() {
+	fs.enterRest()
 	l := look{fs: fs}
 	for i := 0; i < len(fs.doubts) && !fs.g.full; i++ {
 		if !fs.settleName(&l, &fs.doubts[i]) {
@@ -129,7 +132,7 @@ func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
 	case dir != l.dir:
 		var err error
 		l.close()
-		fd, err = l.fs.mounts[0].open(dir.handle)
+		fd, _, err = l.fs.open(dir)
 		if err != nil {
 			return nil, err
 		}

@@ -28,67 +28,19 @@ var (
 	errMoving  = errors.New("directory does not stay in its place")
 	errOutside = errors.New("directory is not below this mount's root")
 	errTooDeep = errors.New("path too long")
+	errOpaque  = errors.New("directories cannot be opened by their handles here")
 )
-
-// A filesystem has the watches of one filesystem and its handle tree: for
-// each directory its parent and name. Positions are learned from events and,
-// for directories that no event told of, looked up.
-//
-// The tree says where a directory is as the watches have been told. It moves
-// a node only together with telling of a rename, so that names stay true to
-// what a client knows while events wait unread.
-type filesystem struct {
-	g       *Group
-	id      uint64
-	watches []*Watch
-	mounts  []*mount
-	mark    mark // the filesystem mark, for watch trees
-	trees   int  // watch trees; without them nothing keeps the tree right
-
-	nodes map[string]*node // by handle
-	top   *node            // parent of what is above every mount
-	lru   node             // ring of the nodes that may be evicted, next is the most recently used
-	stale bool             // forget the tree at the end of the batch
-
-	doubts   []doubt // see settle.go
-	doubtful map[doubtKey]int
-	renames  []rename
-}
 
 // A node is a directory.
 type node struct {
 	handle string
 	parent *node // nil: not known
 	name   string
-	kids   int // nodes whose parent it is
+	kids   int  // nodes whose parent it is
+	marked bool // it has a mark by walk.go
 
-	prev, next *node // in the lru ring; nil for nodes with kids or a site
+	prev, next *node // in the lru ring; nil for nodes with kids, a site or a mark
 	*site            // nil for directories without a mark
-}
-
-func (g *Group) filesystem(id unix.Fsid) *filesystem {
-	var b [8]byte
-	binary.NativeEndian.PutUint32(b[:], uint32(id.Val[0]))
-	binary.NativeEndian.PutUint32(b[4:], uint32(id.Val[1]))
-	key := binary.NativeEndian.Uint64(b[:]) // as decode reads it
-	fs := g.filesystems[key]
-	if fs == nil {
-		fs = &filesystem{
-			g: g, id: key,
-			mark:  mark{flags: unix.FAN_MARK_FILESYSTEM},
-			nodes: make(map[string]*node), top: new(node), doubtful: make(map[doubtKey]int),
-		}
-		fs.lru.prev, fs.lru.next = &fs.lru, &fs.lru
-		g.filesystems[key] = fs
-	}
-	return fs
-}
-
-// close drops the filesystem after its last watch.
-func (fs *filesystem) close() {
-	if len(fs.watches) == 0 {
-		delete(fs.g.filesystems, fs.id)
-	}
 }
 
 // get returns the node of h, made if need be.
@@ -116,7 +68,7 @@ func (fs *filesystem) pin(n *node) {
 
 // unpin lets n be evicted, unless something else still needs it.
 func (fs *filesystem) unpin(n *node) {
-	if n.kids == 0 && n.site == nil && n.next == nil && n != fs.top {
+	if n.kids == 0 && n.site == nil && !n.marked && n.next == nil && n != fs.top {
 		n.prev, n.next = &fs.lru, fs.lru.next
 		n.prev.next, n.next.prev = n, n
 	}
@@ -150,29 +102,51 @@ func (fs *filesystem) trim() {
 // evict forgets where n is, and n itself if nothing else needs it.
 func (fs *filesystem) evict(n *node) {
 	fs.move(n, nil, "")
+	if n.marked {
+		n.marked = false
+		fs.marked--
+		fs.unpin(n)
+	}
 	if n.next != nil {
 		fs.pin(n)
 		delete(fs.nodes, n.handle)
 	}
 }
 
-// forget drops the tree but for the directories that have a site.
+// forget drops the tree, to have it looked up as it is.
 func (fs *filesystem) forget() {
+	if fs.walked {
+		fs.rebuild()
+	} else {
+		fs.forgetNodes()
+	}
+}
+
+// forgetNodes drops the tree but for the directories that have a site.
+func (fs *filesystem) forgetNodes() {
 	fs.stale = false
+	fs.marked = 0
 	fs.lru.prev, fs.lru.next = &fs.lru, &fs.lru
 	for h, n := range fs.nodes {
 		if n.site == nil {
 			delete(fs.nodes, h)
 		}
-		n.parent, n.name, n.kids = nil, "", 0
+		n.parent, n.name, n.kids, n.marked = nil, "", 0, false
 	}
 	fs.top.kids = 0
 }
 
-// place looks up where n is, if that is not known.
+// place looks up where n is, if that is not known. If it is not known then,
+// without an error, n is out of sight.
 func (fs *filesystem) place(n *node) error {
 	if n.parent != nil {
 		return nil
+	}
+	if fs.walked {
+		return nil // it was found on a walk, or is out of sight
+	}
+	if fs.opaque {
+		return errOpaque
 	}
 	parent, name, err := fs.find(n)
 	for tries := 0; err == errGone && tries < 8 && fs.g.more(); tries++ {
@@ -241,6 +215,15 @@ func (m *mount) above(h string) (handle, string, error) {
 	return nil, "", errMoving
 }
 
+// open opens a directory with O_PATH and returns the id of its mount.
+func (fs *filesystem) open(n *node) (fd, mountID int, err error) {
+	if fs.walked {
+		return fs.openBelow(n)
+	}
+	fd, err = fs.mounts[0].open(n.handle)
+	return fd, fs.mounts[0].id, err
+}
+
 // open opens a directory by its handle, with O_PATH.
 func (m *mount) open(h string) (int, error) {
 	kind := int32(binary.NativeEndian.Uint32([]byte(h[4:])))
@@ -297,7 +280,7 @@ func (s *scope) find(fs *filesystem, dir *node, name []byte) error {
 	}
 	at := len(s.buf) - len(name)
 	copy(s.buf[at:], name)
-	for n := dir; n != fs.top; n = n.parent {
+	for n := dir; n != fs.top && n != nil; n = n.parent {
 		if n.site != nil && len(n.watches) > 0 {
 			s.hits = append(s.hits, hit{n, s.buf[at:], n == dir})
 		}
@@ -306,6 +289,9 @@ func (s *scope) find(fs *filesystem, dir *node, name []byte) error {
 		}
 		if err := fs.place(n); err != nil {
 			return err
+		}
+		if n.parent == nil {
+			return nil
 		}
 		if at < len(n.name)+1 {
 			fs.misnamed() // a loop of outdated positions has no end

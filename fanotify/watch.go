@@ -4,6 +4,7 @@ package fanotify
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,16 +16,23 @@ import (
 type Watch struct {
 	fs       *filesystem
 	node     *node
+	dir      *os.File // the node's, or its own if that is in another mount
+	mountID  int
+	inode    bool // it has its directory marked
 	tree     bool
 	ops      Op
 	fn       func(Change)
 	closed   bool
 	gone     bool
-	overflow uint64 // the last batch in which it was told of an Overflow
+	overflow uint64   // the last batch in which it was told of an Overflow
+	below    []*Watch // of the mounts below a watch tree
+	nested   *nested  // if it is one of these
 }
 
 // What marks ask for besides the watches' own ops.
 const (
+	// victimMask, on a filesystem whose watches tell of names: see victim.
+	victimMask = unix.FAN_ATTRIB | unix.FAN_MOVE_SELF | unix.FAN_ONDIR
 	// selfMask, on a watched directory: ATTRIB shows that another directory was
 	// renamed over it, MOVE_SELF that its guard must follow.
 	selfMask = unix.FAN_ATTRIB | unix.FAN_MOVE_SELF | unix.FAN_ONDIR
@@ -32,8 +40,11 @@ const (
 	// DELETE_SELF would wait until nobody has the directory open, and its
 	// watch has.
 	guardMask = unix.FAN_DELETE | unix.FAN_ONDIR
-	// treeMask, on the filesystem of a watch tree: what keeps the handle tree right.
-	treeMask = unix.FAN_DELETE | unix.FAN_RENAME | unix.FAN_ONDIR
+	// treeMask, on the filesystem of a watch tree: what keeps the handle tree
+	// right and shows that a watched directory was removed.
+	treeMask = unix.FAN_DELETE | unix.FAN_RENAME | unix.FAN_ATTRIB | unix.FAN_ONDIR
+	// walkMask, on each directory of a watch tree where there is no filesystem mark.
+	walkMask = unix.FAN_CREATE | unix.FAN_EVENT_ON_CHILD
 )
 
 // data are the ops that leave the name as it is.
@@ -52,6 +63,8 @@ var opBits = [...]struct {
 	{unix.FAN_DELETE, Delete},
 }
 
+const opCount = 6 // Create to Access
+
 // masks returns what w needs of its directory's mark and of its filesystem's.
 func (w *Watch) masks() (inode, filesystem uint64) {
 	var mask uint64
@@ -60,27 +73,39 @@ func (w *Watch) masks() (inode, filesystem uint64) {
 			mask |= b.bit
 		}
 	}
-	if w.tree {
-		return selfMask, mask | treeMask
+	if w.ops&Delete != 0 && w.fs.whole {
+		filesystem = victimMask
 	}
-	if w.ops&(Modify|Attrib|Access) != 0 {
+	switch {
+	case w.fs.walked:
+		return selfMask, mask | treeMask | selfMask | walkMask
+	case w.tree || !w.inode:
+		return 0, mask | treeMask | filesystem
+	case w.ops&(Modify|Attrib|Access) != 0:
 		mask |= unix.FAN_EVENT_ON_CHILD
 	}
-	return mask | selfMask, 0
+	return mask | selfMask, filesystem
 }
 
 // Watch calls fn, from Drain, for each change of the kinds in ops in the
 // directory that dir is open on (O_RDONLY|O_DIRECTORY), or with tree in and
-// below it on its filesystem. It takes ownership of dir, also when it fails.
+// below it, mounts included. It takes ownership of dir, also when it fails.
 // Once it has returned no change is missed.
 //
-// Filesystems that cannot be marked as a whole refuse a tree with EXDEV,
-// EOPNOTSUPP or ENODEV, and some directories cannot share the group (EXDEV);
-// see fanotify_mark(2). A directory that was removed already is ENOENT.
+// A filesystem that cannot be watched is EOPNOTSUPP; the log says why, once. A
+// directory that was removed already is ENOENT.
 func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch, error) {
 	name := dir.Name()
 	w := &Watch{tree: tree, ops: ops, fn: fn}
-	if err := g.start(w, dir); err != nil {
+	err := g.start(w, dir)
+	switch {
+	case err == nil && tree:
+		w.nest()
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
+		g.refuse(g.mounts.kind(w.mountID), name, err)
+		err = fmt.Errorf("%v: %w", err, unix.EOPNOTSUPP)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("watching %s: %w", name, err)
 	}
 	return w, nil
@@ -92,33 +117,54 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 		dir.Close()
 		return fmt.Errorf("taking directory's handle: %w", err)
 	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+	w.mountID = mountID
+	fs, err := g.filesystem(dir, mountID, w.tree)
+	if err != nil {
 		dir.Close()
-		return fmt.Errorf("taking filesystem's id: %w", err)
-	}
-	w.fs = g.filesystem(st.Fsid)
-	w.node = w.fs.get(h)
-	inode, filesystem := w.masks()
-	if err := w.fs.want(w.node, dir, mountID, inode); err != nil {
-		w.fs.close()
 		return err
 	}
+	w.fs = fs
+	w.node = fs.get(h)
+	id, _, err := fsid(int(dir.Fd()))
+	if err != nil {
+		dir.Close()
+		fs.close()
+		return err
+	}
+	w.inode = !fs.whole || id == fs.id && !w.tree
+	inode, filesystem := w.masks()
+	if w.node.site != nil && w.node.mount.id != mountID {
+		w.dir, dir = dir, nil // other mounts may be below it there
+	}
+	if err := fs.want(w.node, dir, mountID, inode); err != nil {
+		w.dir.Close()
+		fs.close()
+		return err
+	}
+	if w.dir == nil {
+		w.dir = w.node.dir
+	}
 	w.node.watches = append(w.node.watches, w)
-	w.fs.watches = append(w.fs.watches, w)
+	fs.watches = append(fs.watches, w)
+	fs.ask(w, 1)
 	if w.tree {
-		w.fs.trees++
+		fs.trees++
 	}
-	if w.fs.stale {
-		w.fs.forget() // before another event is told by it
+	if fs.stale {
+		fs.forget() // before another event is told by it
 	}
-	if w.tree {
-		if err := w.fs.mark.add(g.fd, w.node.mount.fd, filesystem); err != nil {
-			w.stop()
-			return fmt.Errorf("marking filesystem: %w", err)
-		}
+	if fs.walked {
+		err = fs.cover(w, filesystem)
+	} else if err = fs.mark.add(fs.queue.fd, fs.fd(w.node), filesystem); err != nil {
+		err = fmt.Errorf("marking filesystem: %w", err)
 	}
-	err = w.fs.follow(w.node)
+	if err != nil {
+		w.stop()
+		return err
+	}
+	if w.inode {
+		err = fs.follow(w.node)
+	}
 	if err == nil && w.node.removed() {
 		err = unix.ENOENT
 	}
@@ -128,13 +174,25 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 	return err
 }
 
-// Strategy says how the watch hears of changes: "filesystem mark" or "directory
-// mark".
-func (w *Watch) Strategy() string {
-	if w.tree {
-		return "filesystem mark"
+// ask counts the ops that w asks for.
+func (fs *filesystem) ask(w *Watch, n int) {
+	for i := range fs.asked {
+		if w.ops&(1<<i) != 0 {
+			fs.asked[i] += n
+		}
 	}
-	return "directory mark"
+}
+
+// Strategy says how the watch hears of changes: by a "directory mark", a
+// "filesystem mark", or "directory marks", one on each directory of a tree.
+func (w *Watch) Strategy() string {
+	switch {
+	case w.fs.walked:
+		return "directory marks"
+	case w.inode:
+		return "directory mark"
+	}
+	return "filesystem mark"
 }
 
 // Close ends the watch. A second Close is os.ErrClosed.
@@ -142,9 +200,15 @@ func (w *Watch) Close() error {
 	if w.closed {
 		return os.ErrClosed
 	}
+	for _, n := range w.below {
+		n.Close()
+	}
 	var err error
-	if _, filesystem := w.masks(); w.tree {
-		err = w.fs.mark.remove(w.fs.g.fd, w.node.mount.fd, filesystem)
+	_, filesystem := w.masks()
+	if w.fs.walked {
+		w.fs.mark.count(filesystem, -1)
+	} else {
+		err = w.fs.mark.remove(w.fs.queue.fd, w.fs.fd(w.node), filesystem)
 	}
 	if err = cmp.Or(err, w.stop()); err != nil {
 		return fmt.Errorf("ending watch: %w", err)
@@ -157,6 +221,7 @@ func (w *Watch) stop() error {
 	fs, n := w.fs, w.node
 	w.closed = true
 	fs.watches = without(fs.watches, w)
+	fs.ask(w, -1)
 	if w.tree {
 		fs.trees--
 		fs.stale = fs.stale || fs.trees == 0 // nothing keeps the handle tree right any more
@@ -166,6 +231,9 @@ func (w *Watch) stop() error {
 	if len(n.watches) == 0 && n.guard != nil {
 		err = fs.unwant(n.guard, guardMask)
 		n.guard = nil
+	}
+	if w.dir != n.dir {
+		w.dir.Close()
 	}
 	inode, _ := w.masks()
 	err = cmp.Or(err, fs.unwant(n, inode))
