@@ -66,6 +66,6 @@ done
 find . -type d -exec chmod 755 {} +
 find . -type f -exec chmod u=rwX,go=rX {} +
 for package in ksmbd-notifyd ksmbd-notify-dkms; do
-	go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" | grep -vE '^(using|created) ' || true
+	go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" > nfpm.log 2>&1 || { cat nfpm.log >&2; die "no $package"; }
 done
 ls "$out"/*"$VERSION"*".$format" | sed "s#^$root/#package: #"
