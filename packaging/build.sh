@@ -11,12 +11,13 @@ daemon=$(realpath "$2")
 mkdir -p "$3"
 out=$(realpath "$3")
 rm -f "$out"/*".$format"
+nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+die() { echo "package: $*" >&2; exit 1; }
+git log -1 --format= || die "version and date are those of the last commit: git must know this tree"
+[[ $VERSION =~ ^[0-9][A-Za-z0-9.+~]*$ ]] || die "$VERSION is no version that dpkg, rpm and DKMS all take"
 ARCH=$(go env GOARCH)
 MAINTAINER="${DEBFULLNAME:-$(git log -1 --format=%an)} <${DEBEMAIL:-$(git log -1 --format=%ae)}>"
 export ARCH MAINTAINER
-nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
-die() { echo "package: $*" >&2; exit 1; }
-[[ $VERSION =~ ^[0-9][A-Za-z0-9.+~]*$ ]] || die "$VERSION is no version that dpkg, rpm and DKMS all take"
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
