@@ -18,6 +18,7 @@ done
 want="$release ${packages[*]} $(cat "$0" "$here/../guest/job" | md5sum)"
 if [ "$(cat "$root.done" 2>/dev/null)" = "$want" ] && [ -n "$(find "$root.done" -mtime -7)" ]; then exit 0; fi
 
+"$here/../guest/lists.sh"
 mirror() { apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' "Label: $1" | sort -u | head -1; }
 debian=$(mirror Debian)
 [ -n "$debian" ] || die "apt knows no Debian mirror here"
