@@ -170,17 +170,21 @@ func TestDurable(t *testing.T) {
 	w.told(call, "ADDED a")
 	w.park(f, wireNames())
 	settled(1)
-	c.Reset()
+	lost := func(c *smb2.Conn, conns int) {
+		t.Helper()
+		c.Reset()
+		w.ok(until(long, func() error {
+			if n := connections(t); n != conns {
+				return fmt.Errorf("%d connections, there were %d", n, conns)
+			}
+			return nil
+		}))
+	}
+	lost(c, conns)
 	away := 0
 	if can {
 		away = 1
 	}
-	w.ok(until(long, func() error {
-		if n := connections(t); n != conns {
-			return fmt.Errorf("%d connections, there were %d", n, conns)
-		}
-		return nil
-	}))
 	settled(away)
 	w.touch("b")
 
@@ -199,6 +203,13 @@ func TestDurable(t *testing.T) {
 	settled(1)
 	w.ok(f.Close(w.ctx))
 	settled(0)
+
+	// Nobody comes back for this one: it is there when the module is unloaded.
+	p.Contexts = []smb2.Context{smb2.LeaseContext(key), smb2.DurableContext([16]byte{4})}
+	conns = connections(t)
+	c, tree = w.connect(o)
+	w.park(w.create(tree, p), wireNames())
+	lost(c, conns)
 }
 
 // TestCredits: an asynchronous request costs no credits in the long run, nor anything else.
