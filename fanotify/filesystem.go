@@ -116,8 +116,8 @@ func (g *Group) add(q *queue, key fsKey, id uint64) *filesystem {
 }
 
 // btrfs returns the filesystem of a mounted btrfs subvolume. A mark takes its
-// top level only, which need not be mounted anywhere: it gets a mount that no
-// namespace has.
+// top level only, which need not be mounted anywhere: it is watched through a
+// mount that no namespace has.
 func (g *Group) btrfs(mountID int) (*filesystem, error) {
 	info := g.mounts.lookup(mountID)
 	if info == nil {
@@ -128,7 +128,10 @@ func (g *Group) btrfs(mountID int) (*filesystem, error) {
 			return fs, nil
 		}
 	}
-	fd, err := mountTopLevel(info)
+	fd, err := g.mounts.topLevel(mountID, info)
+	if err != nil {
+		fd, err = mountTopLevel(info)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("mounting the top level of %s: %w", info.source, err)
 	}
@@ -158,6 +161,20 @@ func (g *Group) btrfs(mountID int) (*filesystem, error) {
 	fs.mounts = append([]*mount{root}, fs.mounts...)
 	fs.stale = true
 	return fs, nil
+}
+
+// topLevel opens the top level of the btrfs that info is a subvolume of, in a
+// clone of where it is mounted.
+func (t *mountTable) topLevel(mountID int, info *mountInfo) (int, error) {
+	for _, m := range t.of(mountID) {
+		if m.kind != info.kind || m.source != info.source || m.root != "/" {
+			continue
+		}
+		if fd, err := cloneMount(unix.AT_FDCWD, m.point, m.point); err == nil {
+			return fd, nil
+		}
+	}
+	return -1, unix.ENOENT
 }
 
 // mountTopLevel mounts the top level of the btrfs that info is a subvolume of,

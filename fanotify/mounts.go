@@ -23,6 +23,7 @@ import (
 // A mountInfo is a line of proc_pid_mountinfo(5).
 type mountInfo struct {
 	id, parent int
+	root       string // of the filesystem, that is mounted
 	point      string // where it is mounted
 	kind       string // the filesystem's
 	source     string
@@ -139,7 +140,7 @@ func parseMounts(text []byte) (list []mountInfo) {
 		if len(m) < 6 || len(s) < 2 {
 			continue
 		}
-		info := mountInfo{point: unescape.Replace(m[4]), kind: s[0], source: unescape.Replace(s[1])}
+		info := mountInfo{root: unescape.Replace(m[3]), point: unescape.Replace(m[4]), kind: s[0], source: unescape.Replace(s[1])}
 		info.id, _ = strconv.Atoi(m[0])
 		info.parent, _ = strconv.Atoi(m[1])
 		if len(s) > 2 {

@@ -61,6 +61,7 @@ timeout 60 systemctl enable --now ksmbd-notifyd || fail "enable --now"
 active || fail "ksmbd-notifyd is not ready"
 say "ksmbd-notifyd is ready: $(systemctl show -P StatusText ksmbd-notifyd)"
 ksmbd-notifyd check || fail "ksmbd-notifyd check"
+[ "$(cat /proc/sys/fs/fanotify/max_queued_events)" = 131072 ] || fail "the package did not raise fs.fanotify.max_queued_events"
 notifies after-boot
 exposure=$(systemd-analyze security --no-pager ksmbd-notifyd 2>/dev/null | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\).*/\1/p')
 say "systemd-analyze security: ${exposure:-unknown}"
@@ -70,8 +71,14 @@ watch
 within 30 told before-restart || fail "the client that watches over a restart"
 timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd"
 within 30 told after-restart || { cat /tmp/told; fail "a client that watches over a restart of ksmbd-notifyd is told nothing after"; }
+mkdir /srv/share/mnt
+mount -t tmpfs none /srv/share/mnt
+within 30 told with-a-mount-below || fail "with a mount below the watched directory no client is told"
+journalctl --no-pager -b -u ksmbd-notifyd | grep 'cannot be watched' && fail "in its sandbox the daemon cannot watch a mount"
+umount /srv/share/mnt || fail "the daemon keeps a mount from being unmounted"
+rmdir /srv/share/mnt
 unwatch
-say "a client that watches over a restart of ksmbd-notifyd goes on to be told"
+say "a client that watches over a restart of ksmbd-notifyd goes on to be told, a mount below its directory is no hindrance"
 timeout 60 systemctl restart ksmbd || fail "restarting ksmbd"
 within 30 serving || fail "ksmbd does not serve after its restart"
 notifies after-ksmbd-restarted
