@@ -800,8 +800,14 @@ func TestWireEndRace(t *testing.T) {
 	}
 	w.quiet(c)
 	t.Logf("ended with %v", ended)
-	for status := range ended {
-		if status != smb2.StatusSuccess && status != smb2.StatusCancelled && status != smb2.StatusNotifyCleanup {
+	for status, n := range ended {
+		switch status {
+		case smb2.StatusSuccess, smb2.StatusCancelled, smb2.StatusNotifyCleanup:
+		case smb2.StatusFileClosed: // ksmbd had CLOSE first
+			if n > 10 {
+				t.Errorf("%d of 300 requests came too late", n)
+			}
+		default:
 			t.Errorf("some ended with %v", status)
 		}
 	}
