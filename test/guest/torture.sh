@@ -26,12 +26,12 @@ export build here
 status=0
 printf '%s\n' "$@" | xargs -P "${JOBS:-$(nproc)}" -I{} bash -euo pipefail -c 'one {}' || status=1
 
-# Of each test how often it passed of how many times.
+# Of each test how often it passed of how many times, or that it failed as expected.
 tables=()
 for run in "$@"; do tables+=("$build/guest/out/$(name "$run")/torture.tsv"); done
 awk -F'\t' '
 	FNR == 1 { run = FILENAME; sub(/\/torture.tsv$/, "", run); sub(/.*\/test-/, "", run); sub(/-torture/, " ", run); runs[++n] = run }
-	{ if (!($1 in seen)) { seen[$1] = 1; tests[++m] = $1 } passed[$1, run] = $2 "/" $3 }
+	{ if (!($1 in seen)) { seen[$1] = 1; tests[++m] = $1 } passed[$1, run] = $2 }
 	END {
 		printf "\n%-48s", "passed"
 		for (i = 1; i <= n; i++) printf " %11s", runs[i]
