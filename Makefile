@@ -7,6 +7,7 @@
 # make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), and a part of these two:
 # make test-torture smbtorture's notify tests of two versions of Samba on all file systems, each 10 times
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
+# make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
@@ -34,8 +35,9 @@ RUN   ?= .
 SAMBA ?=
 export REQUESTS ?= 10000
 DEBIAN ?= bookworm trixie
+FUZZ   ?= 10s
 
-PACKAGES_MODULE := gcc libc6-dev make patch xz-utils
+PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse
 PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
@@ -45,7 +47,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module deb rpm run test test-unit test-guest test-smbtorture test-torture test-regression test-install test-debug check-kernel clean FORCE
+.PHONY: all build module deb rpm run test test-unit test-guest test-smbtorture test-torture test-regression test-install test-debug fuzz bench check-kernel clean FORCE
 all: build
 
 build:
@@ -93,6 +95,15 @@ test: test-unit test-guest test-smbtorture
 test-unit:
 	@$(packages) $(PACKAGES_UNIT)
 	@test/unit.sh build/test-unit.log
+
+fuzz:
+	@$(packages) $(PACKAGES_UNIT)
+	@go test ./fanotify -run TestConverge -timeout 2h -v -converge $(FUZZ) | tee build/fuzz.log | grep -E 'operations|^ *--- (FAIL|PASS)|diverged'
+	@awk '/ operations, / { n += $$2 } END { print "fuzz: " n " operations, none diverged" }' build/fuzz.log
+
+bench:
+	@$(packages) $(PACKAGES_UNIT)
+	@fanotify/bench.sh $(CURDIR)/build/bench.txt
 
 test-guest: build module $(guest)
 	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA='$(SAMBA)' test/guest/test.sh $(BUILD)

@@ -10,7 +10,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -277,22 +279,35 @@ func TestConverge(t *testing.T) {
 	}
 }
 
-// TestConvergeRace drains while things happen.
+// TestConvergeRace drains while several threads do things.
 func TestConvergeRace(t *testing.T) {
 	for _, f := range testFilesystems {
 		t.Run(f.name, func(t *testing.T) {
 			c := newConvergence(t, f.name)
-			c.mix.calm = true
+			mixers := []*mixer{c.mix}
+			for i := range 2 {
+				mixers = append(mixers, &mixer{Rand: rand.New(rand.NewPCG(c.mix.Uint64(), uint64(i))), root: c.mix.root})
+			}
+			for _, x := range mixers {
+				x.calm = true
+			}
 			for _, m := range c.models {
 				m.race = true
 			}
 			for end := time.Now().Add(*convergeFor); time.Now().Before(end); {
 				ctx, done := context.WithCancel(context.Background())
+				var threads sync.WaitGroup
+				for _, x := range mixers {
+					threads.Go(func() {
+						runtime.LockOSThread()
+						for range 1 << x.IntN(9) {
+							x.step()
+						}
+					})
+				}
 				go func() {
-					defer done()
-					for range 1 << c.mix.IntN(9) {
-						c.mix.step()
-					}
+					threads.Wait()
+					done()
 				}()
 				for c.g.Wait(ctx) == nil {
 					c.drain()
@@ -300,6 +315,9 @@ func TestConvergeRace(t *testing.T) {
 				<-ctx.Done()
 				c.drain()
 				c.check()
+			}
+			for _, x := range mixers[1:] {
+				c.mix.count += x.count
 			}
 			t.Logf("%d operations, %d rounds, %d overflows, %d listings", c.mix.count, c.rounds, c.overflows, c.listed)
 		})

@@ -84,6 +84,8 @@ type Group struct {
 	log         *slog.Logger
 	file        *os.File // an epoll of the queues and the mounts
 	conn        syscall.RawConn
+	woke        [8]unix.EpollEvent // what Wait found, and has to ask for anew
+	asleep      int                // how many of these
 	queues      []*queue // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	mounts      mountTable
@@ -138,11 +140,12 @@ func Open(log *slog.Logger) (*Group, error) {
 	return g, nil
 }
 
-// poll has Wait wait for events of fd.
+// poll has Wait wait for events of fd. Having found them it does not hear of
+// it until it waits again: who does what is watched would wake it each time.
 func (g *Group) poll(fd int, events uint32) error {
 	var err error
 	ctlErr := g.conn.Control(func(epoll uintptr) {
-		err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+		err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events | unix.EPOLLONESHOT, Fd: int32(fd)})
 	})
 	if err = cmp.Or(ctlErr, err); err != nil {
 		return fmt.Errorf("waiting for fanotify: %w", err)
@@ -203,16 +206,20 @@ func (g *Group) Wait(ctx context.Context) error {
 		g.file.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which ends Wait too
 	})
 	var polled error
-	err := g.conn.Read(func(fd uintptr) bool {
+	err := g.conn.Read(func(epoll uintptr) bool {
+		for ; g.asleep > 0; g.asleep-- {
+			e := g.woke[g.asleep-1]
+			e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
+			unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
+		}
 		if g.mounts.poll() {
 			return true
 		}
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
+		n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
 		if err == unix.EINTR {
 			return true // a look too many costs one EAGAIN
 		}
-		polled = err
+		g.asleep, polled = max(n, 0), err
 		return n > 0 || err != nil
 	})
 	if !stop() {

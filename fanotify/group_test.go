@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -454,70 +452,4 @@ func TestRefused(t *testing.T) {
 	}
 	drain(t, g)
 	wantTold(t, told, "delete d/", "gone")
-}
-
-// BenchmarkDrain measures reading, decoding, naming and telling, an event an
-// operation, against the bare read of the same events.
-func BenchmarkDrain(b *testing.B) {
-	for _, mode := range []string{"read", "single", "tree", "logged"} {
-		b.Run(mode, func(b *testing.B) {
-			dir := mountTest(b, "tmpfs")
-			deep := dir + "/a/b/c/d"
-			if err := os.MkdirAll(deep, 0o755); err != nil {
-				b.Fatal(err)
-			}
-			level := slog.LevelInfo
-			if mode == "logged" {
-				level = slog.LevelDebug
-			}
-			g, err := Open(slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: level})))
-			if err != nil {
-				b.Skip(err)
-			}
-			defer g.Close()
-			path := dir
-			if mode == "single" {
-				path = deep
-			}
-			f, err := os.Open(path)
-			if err != nil {
-				b.Fatal(err)
-			}
-			told := 0
-			if _, err := g.Watch(f, mode != "single", allOps, func(c Change) { told++ }); err != nil {
-				b.Fatal(err)
-			}
-			const batch = 4096 // changes of as many names, so that none merges
-			name := func(i int) string { return fmt.Sprintf("%s/%d", deep, i) }
-			for i := range batch {
-				touch(b, name(i))
-			}
-			drain(b, g)
-			told = 0
-			b.ReportAllocs()
-			b.ResetTimer()
-			n := 0
-			for ; n < b.N; n += batch {
-				b.StopTimer()
-				for i := range batch {
-					if err := os.Chmod(name(i), 0o600); err != nil {
-						b.Fatal(err)
-					}
-				}
-				b.StartTimer()
-				if mode == "read" {
-					if err := g.read(); err != nil {
-						b.Fatal(err)
-					}
-					g.buf = g.buf[:0]
-				} else if err := g.Drain(); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/event")
-			if mode != "read" && told != n {
-				b.Errorf("%d events, told %d", n, told)
-			}
-		})
-	}
 }
