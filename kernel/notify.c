@@ -135,6 +135,7 @@ static u64 notify_last_id;
 static u32 notify_daemon;
 static struct notify_item *notify_inflight;	/* a reference */
 static u32 notify_inflight_type;
+static unsigned long notify_progress;		/* when it last did one */
 
 static struct workqueue_struct *notify_wq;
 
@@ -793,14 +794,20 @@ static DECLARE_DELAYED_WORK(notify_timeout, notify_timeout_work);
 /* The daemon is late: its clients wait no longer. */
 static void notify_timeout_work(struct work_struct *ws)
 {
+	const unsigned long timeout = msecs_to_jiffies(KSMBD_NOTIFY_ACK_TIMEOUT);
 	struct ksmbd_notify_request *req, *tmp;
-	unsigned long now = jiffies;
+	unsigned long now = jiffies, until;
 
 	spin_lock(&notify_lock);
 	list_for_each_entry_safe(req, tmp, &notify_waiting, waiting) {
-		if (time_before(now, req->deadline)) {
+		/* Many items take long, but who gets on with them is not stuck. */
+		until = req->deadline;
+		if (time_before(until, notify_progress + timeout))
+			until += min(notify_progress + timeout - until,
+				     KSMBD_NOTIFY_ACK_PATIENCE * timeout);
+		if (time_before(now, until)) {
 			mod_delayed_work(notify_wq, &notify_timeout,
-					 req->deadline - now);
+					 until - now);
 			break;
 		}
 		request_promise(req);
@@ -1111,6 +1118,7 @@ static void notify_ack(void)
 	if (!item)
 		return;
 	notify_inflight = NULL;
+	notify_progress = jiffies;
 	switch (notify_inflight_type) {
 	case KSMBD_NOTIFY_ITEM_TYPE_WATCH:
 		item_watch(item)->armed = true;

@@ -124,7 +124,10 @@ bool ksmbd_notify_registered(u32 daemon);
 /* notify_cause.c */
 unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, bool *lost);
 
-#define KSMBD_NOTIFY_ACK_TIMEOUT	2000	/* milliseconds */
+/* The daemon is stuck if it handles no item for so long, in milliseconds. */
+#define KSMBD_NOTIFY_ACK_TIMEOUT	2000
+/* So much longer than that may a request wait for one that is not. */
+#define KSMBD_NOTIFY_ACK_PATIENCE	4
 
 /* notify_netlink.c */
 int ksmbd_notify_netlink_init(void);
