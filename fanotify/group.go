@@ -86,7 +86,7 @@ type Group struct {
 	conn        syscall.RawConn
 	woke        [8]unix.EpollEvent // what Wait found, and has to ask for anew
 	asleep      int                // how many of these
-	queues      []*queue // the first is shared by all filesystems that can
+	queues      []*queue           // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	mounts      mountTable
 	refused     map[string]bool // kinds of filesystem that the log tells of
