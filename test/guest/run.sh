@@ -73,7 +73,7 @@ boot() {
 	status=0
 	wait "$pid" || status=$?
 	pid=
-	[ ! -s "$out/results.tar" ] || tar xf "$out/results.tar" -C "$out" || true
+	[ ! -s "$out/results.tar" ] || tar xf "$out/results.tar" -C "$out" --warning=no-timestamp || true
 	rm -rf "$out/results.tar" "$out/rig"
 }
 
