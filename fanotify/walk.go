@@ -3,6 +3,7 @@
 package fanotify
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -80,18 +81,23 @@ func (fs *filesystem) walkRoot(n *node) error {
 // walk marks the directory n, which it has open as fd and closes, and all
 // below on the same mount. With tell, what it finds must have been told.
 func (fs *filesystem) walk(n *node, fd, mountID int, tell bool) error {
-	dir := os.NewFile(uintptr(fd), n.name)
+	// By that name ReadDir looks at entries whose type the filesystem does not say.
+	dir := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
 	defer dir.Close()
+	if !n.marked && fs.marked >= fs.g.maxMarks {
+		return errTooMany
+	}
+	switch err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
+	case isRemoved(err):
+		fs.unentered = append(fs.unentered, unentered{n, tell}) // an event should say so
+		return nil
+	case err != nil:
+		return fmt.Errorf("marking directory: %w", err)
+	}
 	if !n.marked {
-		if fs.marked >= fs.g.maxMarks {
-			return errTooMany
-		}
 		n.marked = true
 		fs.marked++
 		fs.pin(n)
-	}
-	if err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); err != nil {
-		return fmt.Errorf("marking directory: %w", err)
 	}
 	for {
 		entries, err := dir.ReadDir(512)
@@ -106,14 +112,18 @@ func (fs *filesystem) walk(n *node, fd, mountID int, tell bool) error {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case err == io.EOF || isRemoved(err):
 			return nil
-		case err != nil && !errors.Is(err, unix.ENOENT): // removed meanwhile
-			return fmt.Errorf("reading directory: %w", err)
 		case err != nil:
-			return nil
+			return fmt.Errorf("reading directory: %w", err)
 		}
 	}
+}
+
+// isRemoved says whether err is what FUSE, and others without an inode of their
+// own, answer for a directory that is held open and was removed.
+func isRemoved(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE)
 }
 
 // walkEntry walks what name is in the directory n. If that has gone, an event
@@ -243,8 +253,13 @@ func (fs *filesystem) rebuild() {
 		}
 	}
 	for _, n := range fs.roots() {
-		if err := fs.walkRoot(n); err != nil {
-			fs.g.log.Warn("cannot mark a watch tree", "err", err)
+		err := cmp.Or(fs.walkRoot(n), fs.follow(n))
+		switch {
+		case n.removed():
+			fs.gone(n)
+		case err != nil:
+			fs.g.log.Warn("cannot mark a watch tree, will try again", "err", err)
+			fs.stale = true
 		}
 	}
 	fs.g.batch++

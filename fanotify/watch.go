@@ -280,5 +280,6 @@ func (fs *filesystem) follow(n *node) error {
 // removed says whether the directory of n, which has a site, was removed.
 func (n *node) removed() bool {
 	var st unix.Stat_t
-	return unix.Fstat(int(n.dir.Fd()), &st) == nil && st.Nlink == 0
+	err := unix.Fstat(int(n.dir.Fd()), &st)
+	return isRemoved(err) || err == nil && st.Nlink == 0
 }
