@@ -31,8 +31,6 @@ type doubtKey struct {
 	name uint64 // hash; the look at the wrong one of two names with one hash is harmless
 }
 
-func (d *doubt) key(dir *node) doubtKey { return doubtKey{dir, maphash.Bytes(seed, d.name)} }
-
 var seed = maphash.MakeSeed()
 
 // believe notes what was told of a name in dir. Without doubtful it matters
@@ -42,7 +40,7 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 		return
 	}
 	d.dir = dir
-	key := d.key(dir)
+	key := doubtKey{dir, maphash.Bytes(seed, d.name)}
 	if i, ok := fs.doubtful[key]; ok {
 		fs.doubts[i] = d
 	} else if doubtful {

@@ -148,12 +148,11 @@ func (fs *filesystem) walkEntry(n *node, dirfd int, name string, mountID int, te
 	return fs.walk(child, fd, mountID, tell)
 }
 
-// expect has settle tell that a name was made, unless an event does.
+// expect has settle tell that a name was made, unless an event yet to be told
+// does. What was told of it before was told of the directory when it was in
+// sight last.
 func (fs *filesystem) expect(dir *node, name string, isDir bool) {
-	d := doubt{name: []byte(name), isDir: isDir, merged: true}
-	if _, ok := fs.doubtful[d.key(dir)]; !ok {
-		fs.believe(dir, d, true)
-	}
+	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, merged: true}, true)
 }
 
 // enter covers the directory n, which came into sight as name in dir. With
