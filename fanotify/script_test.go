@@ -102,7 +102,7 @@ func mountTest(t testing.TB, kind string) string {
 		}
 		t.Cleanup(func() {
 			err := unix.Unmount(dir, 0)
-			for tries := 0; err == unix.EBUSY && tries < 100; tries++ { // a fuse server ends late
+			for tries := 0; err == unix.EBUSY && tries < 1000; tries++ { // a fuse server ends late
 				time.Sleep(10 * time.Millisecond)
 				err = unix.Unmount(dir, 0)
 			}
