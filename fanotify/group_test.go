@@ -400,6 +400,7 @@ func TestNameless(t *testing.T) {
 
 // A tree that there are too few marks for is refused and leaves nothing behind.
 func TestRefused(t *testing.T) {
+	needHandles(t)
 	base := mountTest(t, "tmpfs")
 	for _, d := range []string{"lower", "upper", "work", "o"} {
 		if err := os.Mkdir(filepath.Join(base, d), 0o755); err != nil {

@@ -42,6 +42,9 @@ func TestStrategies(t *testing.T) {
 				g.Close()
 			}
 		})
+		if strategy[1] == "" {
+			return // skipped, or failed: there is no whole table
+		}
 		if otherwise == nil {
 			otherwise = []string{"–"}
 		}
