@@ -12,6 +12,7 @@ import (
 
 // dispatch tells the watches of what is in the batch.
 func (g *Group) dispatch() {
+	g.maker, g.crowd = 0, false
 	g.full = g.full || !g.learn(0)
 	g.putOff = 0
 	for off := 0; off < len(g.buf) && !g.full; { // settling may have read on
@@ -52,11 +53,17 @@ func (g *Group) tell(off int) int {
 
 // learn goes ahead through the batch, from off. Where an event first mentions
 // a directory that the tree does not know is where it was until then. It
-// returns false if part of the queue was lost.
+// finds out whether several threads made and removed names, and returns false
+// if part of the queue was lost.
 func (g *Group) learn(off int) bool {
 	debug := g.log.Enabled(context.Background(), slog.LevelDebug)
 	for off < len(g.buf) {
 		size, _, mask, err := eventHeader(g.buf[off:])
+		if err == nil && mask&(unix.FAN_CREATE|unix.FAN_DELETE) != 0 {
+			thread := eventThread(g.buf[off:]) // 0 of any that this process does not see
+			g.crowd = g.crowd || thread == 0 || g.maker != 0 && g.maker != thread
+			g.maker = thread
+		}
 		if err == nil && (debug || movesDir(mask)) {
 			var e event
 			if _, err = e.decode(g.buf[off:]); err == nil {

@@ -135,13 +135,17 @@ type mixer struct {
 	*rand.Rand
 	root  string
 	calm  bool // nothing moves in with contents, which would have to be listed at once
+	flat  bool // the names are those of one directory, so that they meet more often
 	log   []string
 	count int
 }
 
 func (x *mixer) path(top string) string {
-	p := []string{x.root, top}
-	for range 1 + x.IntN(3) {
+	p, depth := []string{x.root, top}, 1
+	if !x.flat {
+		depth += x.IntN(3)
+	}
+	for range depth {
 		p = append(p, string(rune('a'+x.IntN(3))))
 	}
 	return filepath.Join(p...)
@@ -269,15 +273,22 @@ func (c *convergence) check() {
 // TestConverge does random things, drains at random and compares.
 func TestConverge(t *testing.T) {
 	for _, f := range testFilesystems {
-		for _, mode := range []string{"warm", "cold", "small"} {
+		for _, mode := range []string{"warm", "cold", "small", "threads"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
 				c := newConvergence(t, f.name)
+				turns := []func(func()){func(do func()) { do() }}
+				if mode == "threads" {
+					c.mix.flat = true
+					turns = append(turns, newThread(t), newThread(t))
+				}
 				if mode == "small" {
 					c.g.maxNodes = 3
 				}
 				for end := time.Now().Add(*convergeFor); time.Now().Before(end) && !c.dead; {
+					movedIn := false
 					for range 1 << c.mix.IntN(7) {
-						if c.mix.step() {
+						turns[c.mix.IntN(len(turns))](func() { movedIn = c.mix.step() })
+						if movedIn {
 							break
 						}
 					}

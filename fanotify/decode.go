@@ -62,6 +62,9 @@ func eventHeader(buf []byte) (size, infos int, mask uint64, err error) {
 	return size, infos, binary.NativeEndian.Uint64(buf[8:]), nil
 }
 
+// eventThread returns who did it, of an event that eventHeader has read.
+func eventThread(buf []byte) int32 { return int32(binary.NativeEndian.Uint32(buf[20:])) }
+
 // decode reads the event at the start of buf and returns its length. Info
 // records of unknown type are skipped. See fanotify(7).
 func (e *event) decode(buf []byte) (int, error) {
@@ -69,7 +72,7 @@ func (e *event) decode(buf []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	*e = event{mask: mask, pid: int32(binary.NativeEndian.Uint32(buf[20:]))}
+	*e = event{mask: mask, pid: eventThread(buf)}
 	for info := buf[infos:size]; len(info) > 0; {
 		n, err := e.decodeInfo(info)
 		if err != nil {

@@ -101,6 +101,8 @@ type Group struct {
 	reads     uint64 // of the queue until it was empty
 	full      bool   // part of it was lost
 	putOff    int    // how often settling was put off in it
+	maker     int32  // the last thread that made or removed a name in it
+	crowd     bool   // several threads did
 	overflows uint64
 	from, to  scope // where the event at hand happened
 	nesting   scope // where the mount is that it happened in

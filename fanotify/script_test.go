@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -243,7 +244,7 @@ func runScript(t *testing.T, file, dir, kind string) {
 		}
 	}
 	before := openFiles(t)
-	s := &script{t: t, dir: dir}
+	s := &script{t: t, dir: dir, threads: make(map[string]func(func()))}
 	for i, line := range strings.Split(commands, "\n") {
 		line, _, _ = strings.Cut(line, " # ")
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
@@ -275,6 +276,24 @@ func runScript(t *testing.T, file, dir, kind string) {
 	}
 }
 
+// newThread returns what has a thread of its own do something, and waits for it:
+// the kernel merges what one thread did, past what another did in between.
+func newThread(t *testing.T) (do func(func())) {
+	turn, done := make(chan func()), make(chan struct{})
+	t.Cleanup(func() { close(turn) })
+	go func() {
+		runtime.LockOSThread()
+		for do := range turn {
+			do()
+			done <- struct{}{}
+		}
+	}()
+	return func(do func()) {
+		turn <- do
+		<-done
+	}
+}
+
 func openFiles(t testing.TB) int {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -294,7 +313,8 @@ type script struct {
 		name string
 		*Watch
 	}
-	files []io.Closer
+	files   []io.Closer
+	threads map[string]func(func())
 }
 
 func (s *script) drain() {
@@ -347,6 +367,15 @@ func (s *script) run(args []string) error {
 	case "drain":
 		s.hold = false
 		return nil
+	case "by": // THREAD COMMAND
+		do := s.threads[args[0]]
+		if do == nil {
+			do = newThread(s.t)
+			s.threads[args[0]] = do
+		}
+		var err error
+		do(func() { err = s.run(args[1:]) })
+		return err
 	case "resolve-cold":
 		for _, fs := range s.g.filesystems {
 			fs.forget()

@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// While events wait unread, the kernel adds a new one to the oldest that is
-// its like, so their order says little about a name that came and went, or
-// was renamed, more than once. Exchanged names come as two renames. Such
-// names are looked at when the batch has been told, and what a client that
-// replays it would get wrong is put right.
+// While events wait unread, the kernel adds a new one to an older one that is
+// its like and of the same thread, past all that came in between, so their
+// order says little about a name that came and went, or was renamed, more than
+// once. Exchanged names come as two renames. Such names are looked at when the
+// batch has been told, and what a client that replays it would get wrong is
+// put right.
 
 // A doubt is a name that must be looked at.
 type doubt struct {
@@ -24,6 +25,7 @@ type doubt struct {
 	isDir   bool
 	merged  bool  // it was created and removed, in whichever order
 	is      *node // the directory that has the name, if that is known
+	sure    bool  // it was only created, or only removed
 }
 
 type doubtKey struct {
@@ -34,16 +36,19 @@ type doubtKey struct {
 var seed = maphash.MakeSeed()
 
 // believe notes what was told of a name in dir. Without doubtful it matters
-// only for names that are in doubt already.
+// only for names that are in doubt already, or come to be when another thread
+// undoes it.
 func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
-	if len(fs.doubts) == 0 && !doubtful {
+	if len(fs.doubts) == 0 && !doubtful && !fs.g.crowd {
 		return
 	}
-	d.dir = dir
+	d.dir, d.sure = dir, !doubtful
 	key := doubtKey{dir, maphash.Bytes(seed, d.name)}
 	if i, ok := fs.doubtful[key]; ok {
-		fs.doubts[i] = d
-	} else if doubtful {
+		was := &fs.doubts[i]
+		d.sure = d.sure && was.sure && was.present == d.present
+		*was = d
+	} else if doubtful || fs.g.crowd {
 		fs.doubtful[key] = len(fs.doubts)
 		fs.doubts = append(fs.doubts, d)
 	}
@@ -52,6 +57,9 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 // maxPutOff bounds how often a Drain puts off what differs. Somebody who never
 // stops changing things must not keep it.
 const maxPutOff = 4
+
+// keepDoubts is for how many names memory stays allocated between two batches.
+const keepDoubts = 4096
 
 // settle looks at what is in doubt and tells what differs. If it may be the work
 // of events that came meanwhile, these are told first.
@@ -68,7 +76,10 @@ func (fs *filesystem) settle() {
 	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
 		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
 	}
-	if len(fs.doubts) > 0 {
+	switch n := len(fs.doubts); {
+	case n > keepDoubts:
+		fs.doubts, fs.doubtful = nil, make(map[doubtKey]int)
+	case n > 0:
 		fs.doubts = fs.doubts[:0]
 		clear(fs.doubtful)
 	}
@@ -76,6 +87,9 @@ func (fs *filesystem) settle() {
 
 // settleName settles d, or returns false to have it put off.
 func (fs *filesystem) settleName(l *look, d *doubt) bool {
+	if d.sure {
+		return true
+	}
 	st, err := l.stat(d.dir, d.name)
 	isDir := st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if st != nil && d.alias != nil {
