@@ -171,6 +171,8 @@ func (fs *filesystem) entry(e *event) {
 			d := doubt{name: name, present: ops&Delete == 0, isDir: isDir, merged: ops&Create != 0 && ops&Delete != 0}
 			if isDir {
 				d.is = fs.nodes[string(e.fid)]
+			} else {
+				d.file = e.fid
 			}
 			fs.believe(dir, d, d.merged)
 		}

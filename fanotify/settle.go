@@ -3,6 +3,7 @@
 package fanotify
 
 import (
+	"bytes"
 	"fmt"
 	"hash/maphash"
 
@@ -23,9 +24,10 @@ type doubt struct {
 	alias   []byte // the name in the same directory that it was changed to, perhaps by case alone
 	present bool   // what was told last
 	isDir   bool
-	merged  bool  // it was created and removed, in whichever order
-	is      *node // the directory that has the name, if that is known
-	sure    bool  // it was only created, or only removed
+	merged  bool   // it was created and removed, in whichever order
+	is      *node  // the directory that has the name, if that is known
+	file    handle // the file that all events were of: the name cannot be that of a file that is gone
+	sure    bool   // it was only created, or only removed
 }
 
 type doubtKey struct {
@@ -47,6 +49,9 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 	if i, ok := fs.doubtful[key]; ok {
 		was := &fs.doubts[i]
 		d.sure = d.sure && was.sure && was.present == d.present
+		if !bytes.Equal(was.file, d.file) {
+			d.file = nil
+		}
 		*was = d
 	} else if doubtful || fs.g.crowd {
 		fs.doubtful[key] = len(fs.doubts)
@@ -87,7 +92,8 @@ func (fs *filesystem) settle() {
 
 // settleName settles d, or returns false to have it put off.
 func (fs *filesystem) settleName(l *look, d *doubt) bool {
-	if d.sure {
+	// To look at a name takes its directory's lock, for which writers wait.
+	if d.sure || d.file != nil && fs.whole && fs.mounts[0].gone(string(d.file)) {
 		return true
 	}
 	st, err := l.stat(d.dir, d.name)

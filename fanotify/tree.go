@@ -238,6 +238,15 @@ func (m *mount) open(h string) (int, error) {
 	return fd, nil
 }
 
+// gone says whether the file or directory with the handle is no more.
+func (m *mount) gone(h string) bool {
+	fd, err := m.open(h)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == errGone
+}
+
 // handleAt returns the handle of what name is below dirfd, or of dirfd itself
 // when name is empty, as events carry it, and the id of its mount.
 func handleAt(dirfd int, name string) (handle, int, error) {
