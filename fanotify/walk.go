@@ -126,11 +126,17 @@ func isRemoved(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE)
 }
 
+// isOther says whether err is that of opening a directory by a name that is
+// nobody's any more, or something else's.
+func isOther(err error) bool {
+	return err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP
+}
+
 // walkEntry walks what name is in the directory n. If that has gone, an event
 // tells of it.
 func (fs *filesystem) walkEntry(n *node, dirfd int, name string, mountID int, tell bool) error {
 	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+	if isOther(err) {
 		return nil
 	}
 	if err != nil {
@@ -176,6 +182,9 @@ func (fs *filesystem) tryEnter(n, dir *node, name string, tell bool) error {
 	}
 	defer unix.Close(above)
 	fd, err := unix.Openat(above, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if isOther(err) && dir.marked {
+		return nil // it was removed or renamed, of which an event tells
+	}
 	if err != nil {
 		return err
 	}
@@ -217,7 +226,7 @@ func (fs *filesystem) openBelow(n *node) (fd, mountID int, err error) {
 		}
 	}
 	fd, err = unix.Openat(int(top.dir.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+	if isOther(err) {
 		return -1, 0, errMoving
 	}
 	if err != nil {
