@@ -1377,17 +1377,62 @@ static bool is_listable(struct ksmbd_notify_request *req,
 				  work->sess->user->uid);
 }
 
+static bool is_handle_of(const struct file_handle *fh, struct inode *inode)
+{
+	u32 fid[MAX_HANDLE_SZ / sizeof(u32)];
+	int words = ARRAY_SIZE(fid), type;
+
+	type = exportfs_encode_fid(inode, (struct fid *)fid, &words);
+	return type == fh->handle_type &&
+	       words * sizeof(u32) == fh->handle_bytes &&
+	       !memcmp(fid, fh->f_handle, fh->handle_bytes);
+}
+
 /*
- * Whether the user may list the directory @fh and get there from the watched
- * one: 1, 0, or -ENOENT if it is not below that any more.
+ * Whether the user may list the directory that @name is in and get there from
+ * the watched one: 1, 0, or -ENOENT if @name leads there no more. Without @fh
+ * any directory will do.
+ */
+static int may_list_named(struct ksmbd_notify_request *req,
+			  const struct file_handle *fh, const char *name,
+			  int len)
+{
+	const struct path *top = &req->dir->f_path;
+	struct path path;
+	char *copy;
+	int may;
+
+	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	if (!copy)
+		return -ENOENT;
+	*strrchr(copy, '/') = '\0';
+	may = vfs_path_lookup(top->dentry, top->mnt, copy,
+			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
+			      LOOKUP_NO_SYMLINKS, &path);
+	if (!may) {
+		may = !fh || is_handle_of(fh, d_inode(path.dentry)) ?
+			      is_listable(req, &path) : -ENOENT;
+		path_put(&path);
+	} else {
+		may = may == -EACCES ? 0 : -ENOENT;
+	}
+	kfree(copy);
+	return may;
+}
+
+/*
+ * The same of the directory @fh. Some filesystems cannot open it, as overlayfs
+ * without nfs_export: there only @name leads to it.
  */
 static int may_list(struct ksmbd_notify_request *req,
-		    const struct file_handle *fh)
+		    const struct file_handle *fh, const char *name, int len)
 {
 	struct path path = { .mnt = req->dir->f_path.mnt };
 	struct dentry *dentry, *parent;
 	int may;
 
+	if (!exportfs_can_decode_fh(path.mnt->mnt_sb->s_export_op))
+		return may_list_named(req, fh, name, len);
 	path.dentry = exportfs_decode_fh(path.mnt, (struct fid *)fh->f_handle,
 					 fh->handle_bytes >> 2,
 					 fh->handle_type, any_dentry, NULL);
@@ -1411,35 +1456,16 @@ static int may_list(struct ksmbd_notify_request *req,
 }
 
 /*
- * The same of the directory that @name is in, below another mount. There is
- * no handle for it, and unless the share crosses mounts no listing either.
+ * The same below another mount. There is no handle, and unless the share
+ * crosses mounts no listing either.
  */
 static int may_list_mounted(struct ksmbd_notify_request *req, const char *name,
 			    int len)
 {
-	const struct path *top = &req->dir->f_path;
-	struct path path;
-	char *copy;
-	int may;
-
 	if (!test_share_config_flag(req->work->tcon->share_conf,
 				    KSMBD_SHARE_FLAG_CROSSMNT))
 		return 0;
-	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
-	if (!copy)
-		return -ENOENT;
-	*strrchr(copy, '/') = '\0';
-	may = vfs_path_lookup(top->dentry, top->mnt, copy,
-			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
-			      LOOKUP_NO_SYMLINKS, &path);
-	if (!may) {
-		may = is_listable(req, &path);
-		path_put(&path);
-	} else {
-		may = may == -EACCES ? 0 : -ENOENT;
-	}
-	kfree(copy);
-	return may;
+	return may_list_named(req, NULL, name, len);
 }
 
 static bool same_handle(const struct file_handle *a,
@@ -1556,7 +1582,7 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		req->may_list = may_list_mounted(req, name, len);
 		fh = NULL;
 	} else if (!req->listed || !same_handle(req->listed, fh)) {
-		req->may_list = may_list(req, fh);
+		req->may_list = may_list(req, fh, name, len);
 		if (req->may_list < 0)
 			req->may_list = verdict_recall(req->watch, fh);
 		else
