@@ -4,7 +4,8 @@
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
 # make deb          build/package/*.deb: the daemon, and the kernel part through DKMS; make rpm likewise
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
-# make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), and a part of these two:
+# make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), test-filesystems (those that
+#                   are not like others), and a part of these two:
 # make test-torture smbtorture's notify tests of two versions of Samba on all file systems, each 10 times
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
@@ -41,13 +42,13 @@ PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse
 PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
-	e2fsprogs xfsprogs btrfs-progs attr libnl-genl-3-200 libglib2.0-0
+	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian e2fsprogs kmod xz-utils
 PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module deb rpm run test test-unit test-guest test-smbtorture test-torture test-regression test-install test-debug fuzz bench check-kernel clean FORCE
+.PHONY: all build module deb rpm run test test-unit test-guest test-filesystems test-smbtorture test-torture test-regression test-install test-debug fuzz bench check-kernel clean FORCE
 all: build
 
 build:
@@ -90,7 +91,7 @@ guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/sam
 run: build module $(guest)
 	@test/guest/demo.sh $(BUILD)
 
-test: test-unit test-guest test-smbtorture
+test: test-unit test-guest test-filesystems test-smbtorture
 
 test-unit:
 	@$(packages) $(PACKAGES_UNIT)
@@ -107,6 +108,13 @@ bench:
 
 test-guest: build module $(guest)
 	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA='$(SAMBA)' test/guest/test.sh $(BUILD)
+
+# overlayfs has file handles that cannot be opened, vfat has some that do not last, and neither owners nor attributes.
+test-filesystems: build module $(guest)
+	@FS=overlay RUN='^Test(ServerSideChanges|WatchTree|ColdDirectory|ManyFiles|Names|Permissions|HiddenDirectory.*|VetoFiles)$$' \
+		TRIES=1 SLOW=1 SAMBA= test/guest/test.sh $(BUILD)
+	@FS=vfat RUN='^Test(ServerSideChanges|WatchTree|ColdDirectory|ManyFiles|SecondClient|Check|Wire.*)$$' \
+		TRIES=1 SLOW=1 SAMBA= test/guest/test.sh $(BUILD)
 
 # What of the two that follow a change must pass.
 test-smbtorture: build module $(guest)

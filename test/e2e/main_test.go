@@ -16,7 +16,7 @@ import (
 var (
 	module  = flag.String("module", "/rig/ksmbd.ko", "kernel module to load; stock: the distribution's own")
 	daemon  = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
-	fsType  = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs")
+	fsType  = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs, vfat, overlay")
 	cifsDir = flag.String("cifs-notify", "", "only watch a directory of a mounted share")
 	demo    = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
 

@@ -95,6 +95,22 @@ func TestServerSideChanges(t *testing.T) {
 	runSteps(t, startWatch(t, "", user1), sequence)
 }
 
+// TestColdDirectory changes files in a directory that the kernel has forgotten in between: on vfat it has another file
+// handle after that.
+func TestColdDirectory(t *testing.T) {
+	begin(t)
+	if err := command("mkdir", "-p", "d/e"); err != nil {
+		t.Fatal(err)
+	}
+	runSteps(t, startWatch(t, "", user1), []step{
+		{"touch d/e/f", []string{"added d/e/f", "?modified d/e/f"}},
+		{"echo 2 > /proc/sys/vm/drop_caches; touch d/e/g", []string{"added d/e/g", "?modified d/e/g"}},
+		{"echo 2 > /proc/sys/vm/drop_caches; mv d/e/f d/f", []string{"removed d/e/f", "added d/f"}},
+		{"echo 2 > /proc/sys/vm/drop_caches; mv d/e d/h", []string{"old name d/e", "new name d/h"}},
+		{"echo 2 > /proc/sys/vm/drop_caches; rm d/h/g; rmdir d/h", []string{"removed d/h/g", "removed d/h"}},
+	})
+}
+
 func TestProtectedSessions(t *testing.T) {
 	for _, protection := range []string{"sign", "encrypt"} {
 		t.Run(protection, func(t *testing.T) {

@@ -106,11 +106,16 @@ func makeShare() error {
 	if err := os.MkdirAll(mount, 0o755); err != nil {
 		return err
 	}
-	if *fsType == "tmpfs" {
-		if err := unix.Mount("none", mount, "tmpfs", 0, "size=600m,mode=755"); err != nil {
-			return fmt.Errorf("mounting tmpfs: %w", err)
-		}
-	} else if err := mountImage(); err != nil {
+	var err error
+	switch *fsType {
+	case "tmpfs":
+		err = command("mount", "-t", "tmpfs", "-o", "size=600m,mode=755", "none", mount)
+	case "overlay":
+		err = mountOverlay()
+	default:
+		err = mountImage()
+	}
+	if err != nil {
 		return err
 	}
 	for _, s := range shares {
@@ -125,6 +130,25 @@ func makeShare() error {
 	return nil
 }
 
+// mountOverlay mounts an overlayfs whose file handles cannot be opened.
+func mountOverlay() error {
+	const under = "/tmp/under"
+	dirs := []string{under + "/lower", under + "/upper", under + "/work"}
+	if err := os.Mkdir(under, 0o755); err != nil {
+		return err
+	}
+	if err := command("mount", "-t", "tmpfs", "-o", "size=600m,mode=755", "none", under); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", dirs[0], dirs[1], dirs[2])
+	return errors.Join(command("modprobe", "overlay"), command("mount", "-t", "overlay", "-o", options, "none", mount))
+}
+
 // mountImage makes a file system of type fsType in a file and mounts it.
 func mountImage() error {
 	const image = "/tmp/share.img"
@@ -132,9 +156,14 @@ func mountImage() error {
 		"ext4":  {"mke2fs", "-q", "-t", "ext4"},
 		"xfs":   {"mkfs.xfs", "-q"},
 		"btrfs": {"mkfs.btrfs", "-q"},
+		"vfat":  {"mkfs.vfat"},
 	}[*fsType]
 	if mkfs == nil {
 		return fmt.Errorf("unknown file system %q", *fsType)
+	}
+	options := "loop"
+	if *fsType == "vfat" { // it has no owners
+		options += ",umask=0,utf8,quiet"
 	}
 	f, err := os.Create(image)
 	if err != nil {
@@ -143,7 +172,7 @@ func mountImage() error {
 	if err := errors.Join(f.Truncate(400<<20), f.Close()); err != nil {
 		return err
 	}
-	for _, argv := range [][]string{append(mkfs, image), {"modprobe", "loop"}, {"mount", "-t", *fsType, "-o", "loop", image, mount}} {
+	for _, argv := range [][]string{append(mkfs, image), {"modprobe", "loop"}, {"mount", "-t", *fsType, "-o", options, image, mount}} {
 		if err := command(argv...); err != nil {
 			return err
 		}

@@ -33,7 +33,7 @@ put() {
 		cp -L --preserve=mode "$lib" "$root$lib"
 	done || true
 }
-for p in smbtorture smbclient mount.cifs mke2fs mkfs.xfs mkfs.btrfs setfattr getfattr bash nice setpriv stdbuf; do
+for p in smbtorture smbclient mount.cifs mke2fs mkfs.xfs mkfs.btrfs mkfs.vfat setfattr getfattr bash nice setpriv stdbuf; do
 	put "$(command -v $p || command -v /usr/sbin/$p || command -v /sbin/$p)" /usr/bin/$p
 done
 put /usr/libexec/coreutils/libstdbuf.so /usr/libexec/coreutils/libstdbuf.so # stdbuf preloads it
@@ -45,7 +45,7 @@ for p in mountd adduser addshare control; do ln -s ../libexec/ksmbd.tools "$root
 modules=$root/lib/modules/$kver
 mkdir -p "$modules"
 cp "$linux"/img/lib/modules/"$kver"/modules.{builtin,builtin.modinfo,order} "$modules/"
-for sub in fs/smb fs/nls fs/netfs fs/fscache fs/xfs fs/btrfs fs/overlayfs fs/quota lib crypto arch/x86/crypto net/dns_resolver drivers/block/loop; do
+for sub in fs/smb fs/nls fs/netfs fs/fscache fs/xfs fs/btrfs fs/overlayfs fs/fat fs/quota lib crypto arch/x86/crypto net/dns_resolver drivers/block/loop; do
 	from=$linux/img/lib/modules/$kver/kernel/$sub
 	[ -e "$from" ] || [ -e "$from.ko.xz" ] || continue
 	find "$from"* -name '*.ko.xz' | while read -r f; do
