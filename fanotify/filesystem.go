@@ -4,10 +4,8 @@ package fanotify
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,8 +26,7 @@ type filesystem struct {
 	opaque  bool   // its handles can be compared, and not opened
 	watches []*Watch
 	mounts  []*mount
-	root    *mount // of source, a device: shows all of it, if the watches' own mounts do not
-	source  string
+	btrfs   bool         // its top level is marked, which stands for all its subvolumes
 	mark    mark         // the filesystem mark; if walked, that of every directory
 	asked   [opCount]int // watches that ask for an op
 	trees   int          // watch trees; without them nothing keeps the tree right
@@ -54,12 +51,13 @@ type fsKey struct {
 	trees bool
 }
 
-// filesystem returns what dir is in, made if need be. A filesystem that can be
-// marked as a whole shares the first queue. Any other has one of its own: some
-// can share with none other (EXDEV), see fanotify_mark(2).
-func (g *Group) filesystem(dir *os.File, mountID int, tree bool) (*filesystem, error) {
+// filesystem returns what the directory that fd is open on is in, made if need
+// be. A filesystem that can be marked as a whole shares the first queue. Any
+// other has one of its own: some can share with none other (EXDEV), see
+// fanotify_mark(2).
+func (g *Group) filesystem(fd int, tree bool) (*filesystem, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("looking at directory: %w", err)
 	}
 	for _, trees := range []bool{false, tree} {
@@ -67,18 +65,21 @@ func (g *Group) filesystem(dir *os.File, mountID int, tree bool) (*filesystem, e
 			return fs, nil
 		}
 	}
-	id, kind, err := fsid(int(dir.Fd()))
+	id, kind, err := fsid(fd)
 	if err != nil {
 		return nil, err
 	}
 	key := fsKey{dev: st.Dev}
-	err = canMark(g.queues[0], int(dir.Fd()))
+	err = canMark(g.queues[0], fd)
 	if err == unix.EXDEV && kind == unix.BTRFS_SUPER_MAGIC {
-		fs, rootErr := g.btrfs(mountID)
-		if rootErr == nil {
-			return fs, nil
+		top, topErr := topLevel(fd)
+		if topErr == nil {
+			defer unix.Close(top)
+			if topErr = canMark(g.queues[0], top); topErr == nil {
+				return g.filesystem(top, tree)
+			}
 		}
-		g.log.Warn("watching a btrfs subvolume directory by directory", "err", rootErr)
+		g.log.Warn("watching a btrfs subvolume directory by directory", "err", topErr)
 	}
 	whole := err == nil
 	switch {
@@ -96,8 +97,9 @@ func (g *Group) filesystem(dir *os.File, mountID int, tree bool) (*filesystem, e
 	}
 	fs := g.add(q, key, id)
 	fs.whole, fs.walked = whole, !whole && tree
+	fs.btrfs = whole && kind == unix.BTRFS_SUPER_MAGIC
 	if !whole {
-		fs.opaque = !canOpen(int(dir.Fd()))
+		fs.opaque = !canOpen(fd)
 	}
 	return fs, nil
 }
@@ -115,101 +117,21 @@ func (g *Group) add(q *queue, key fsKey, id uint64) *filesystem {
 	return fs
 }
 
-// btrfs returns the filesystem of a mounted btrfs subvolume. A mark takes its
-// top level only, which need not be mounted anywhere: it is watched through a
-// mount that no namespace has.
-func (g *Group) btrfs(mountID int) (*filesystem, error) {
-	info := g.mounts.lookup(mountID)
-	if info == nil {
-		return nil, fmt.Errorf("mounting the top level: mount %d is in neither this namespace nor that of process 1", mountID)
-	}
-	for _, fs := range g.filesystems {
-		if fs.root != nil && fs.source == info.source {
-			return fs, nil
-		}
-	}
-	fd, err := g.mounts.topLevel(mountID, info)
+// topLevel opens the top level of the btrfs that the directory fd is in: a mark
+// takes nothing else of it. It need not be mounted: a handle leads to any
+// subvolume, through each mount of one.
+func topLevel(fd int) (int, error) {
+	// struct btrfs_fid (fs/btrfs/export.h): an inode, its subvolume, and its
+	// generation, of which 0 is any.
+	const withoutParent = 0x4d // FILEID_BTRFS_WITHOUT_PARENT (linux/exportfs.h)
+	var fid [20]byte
+	binary.NativeEndian.PutUint64(fid[:], 256) // BTRFS_FIRST_FREE_OBJECTID, the directory of each
+	binary.NativeEndian.PutUint64(fid[8:], 5)  // BTRFS_FS_TREE_OBJECTID
+	top, err := unix.OpenByHandleAt(fd, unix.NewFileHandle(withoutParent, fid[:]), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
 	if err != nil {
-		fd, err = mountTopLevel(info)
+		return -1, fmt.Errorf("opening the top level: %w", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("mounting the top level of %s: %w", info.source, err)
-	}
-	root, err := newMount(fd)
-	if err != nil {
-		return nil, err
-	}
-	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil {
-		err = canMark(g.queues[0], fd)
-	}
-	id, _, idErr := fsid(fd)
-	if err = errors.Join(err, idErr); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("marking the top level: %w", err)
-	}
-	fs := g.filesystems[fsKey{dev: st.Dev}]
-	if fs == nil {
-		fs = g.add(g.queues[0], fsKey{dev: st.Dev}, id)
-		fs.whole = true
-	}
-	if fs.root != nil {
-		unix.Close(fd)
-		return fs, nil
-	}
-	fs.root, fs.source = root, info.source
-	fs.mounts = append([]*mount{root}, fs.mounts...)
-	fs.stale = true
-	return fs, nil
-}
-
-// topLevel opens the top level of the btrfs that info is a subvolume of, in a
-// clone of where it is mounted.
-func (t *mountTable) topLevel(mountID int, info *mountInfo) (int, error) {
-	for _, m := range t.of(mountID) {
-		if m.kind != info.kind || m.source != info.source || m.root != "/" {
-			continue
-		}
-		if fd, err := cloneMount(unix.AT_FDCWD, m.point, m.point); err == nil {
-			return fd, nil
-		}
-	}
-	return -1, unix.ENOENT
-}
-
-// mountTopLevel mounts the top level of the btrfs that info is a subvolume of,
-// nowhere.
-func mountTopLevel(info *mountInfo) (int, error) {
-	ctx, err := unix.Fsopen("btrfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(ctx)
-	if err := unix.FsconfigSetString(ctx, "source", info.source); err != nil {
-		return -1, err
-	}
-	if err := unix.FsconfigSetString(ctx, "subvolid", "5"); err != nil { // BTRFS_FS_TREE_OBJECTID
-		return -1, err
-	}
-	if info.readOnly { // else btrfs would make it writable
-		if err := unix.FsconfigSetFlag(ctx, "ro"); err != nil {
-			return -1, err
-		}
-	}
-	if err := unix.FsconfigCreate(ctx); err != nil {
-		return -1, err
-	}
-	tree, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(tree)
-	return openRoot(tree)
-}
-
-// openRoot opens the directory of a detached mount, which thereby stays.
-func openRoot(tree int) (int, error) {
-	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return top, nil
 }
 
 // canMark tries to mark the filesystem that fd is in.
@@ -253,9 +175,6 @@ func (fs *filesystem) close() {
 	if len(fs.watches) > 0 {
 		return
 	}
-	if fs.root != nil {
-		unix.Close(fs.root.fd)
-	}
 	maps.DeleteFunc(fs.g.filesystems, func(_ fsKey, other *filesystem) bool { return other == fs })
 	delete(fs.queue.filesystems, fs.id)
 	if fs.queue != fs.g.queues[0] {
@@ -271,12 +190,4 @@ func (fs *filesystem) asks(ops Op) bool {
 		}
 	}
 	return false
-}
-
-// fd returns a directory by which the filesystem is marked; n has a site.
-func (fs *filesystem) fd(n *node) int {
-	if fs.root != nil {
-		return fs.root.fd
-	}
-	return n.mount.fd
 }

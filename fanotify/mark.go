@@ -81,7 +81,7 @@ type site struct {
 // directories found, through it.
 type mount struct {
 	id    int
-	fd    int // of a directory in it; the mount owns it
+	fd    int // of a directory in it by which the filesystem can be marked; the mount owns it
 	sites int
 }
 
@@ -142,21 +142,18 @@ func (fs *filesystem) mountOf(dir *os.File, id int) (*mount, error) {
 			return m, nil
 		}
 	}
-	fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	var fd int
+	var err error
+	if fs.btrfs {
+		fd, err = topLevel(int(dir.Fd()))
+	} else if fd, err = unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		err = fmt.Errorf("duplicating directory: %w", err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("duplicating directory: %w", err)
+		return nil, err
 	}
 	m := &mount{id: id, fd: fd, sites: 1}
 	fs.mounts = append(fs.mounts, m)
 	fs.stale = fs.stale || !fs.walked // it may show what was out of sight
 	return m, nil
-}
-
-// newMount returns the mount that fd, a directory, is in.
-func newMount(fd int) (*mount, error) {
-	_, id, err := handleAt(fd, "")
-	if err != nil {
-		return nil, fmt.Errorf("taking directory's handle: %w", err)
-	}
-	return &mount{id: id, fd: fd}, nil
 }

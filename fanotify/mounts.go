@@ -23,11 +23,8 @@ import (
 // A mountInfo is a line of proc_pid_mountinfo(5).
 type mountInfo struct {
 	id, parent int
-	root       string // of the filesystem, that is mounted
 	point      string // where it is mounted
 	kind       string // the filesystem's
-	source     string
-	readOnly   bool // the filesystem, not the mount
 }
 
 // A mountTable has the mounts of this process's namespace and that of process
@@ -137,15 +134,12 @@ func parseMounts(text []byte) (list []mountInfo) {
 	for line := range bytes.Lines(text) {
 		mount, super, _ := strings.Cut(string(line), " - ")
 		m, s := strings.Fields(mount), strings.Fields(super)
-		if len(m) < 6 || len(s) < 2 {
+		if len(m) < 6 || len(s) < 1 {
 			continue
 		}
-		info := mountInfo{root: unescape.Replace(m[3]), point: unescape.Replace(m[4]), kind: s[0], source: unescape.Replace(s[1])}
+		info := mountInfo{point: unescape.Replace(m[4]), kind: s[0]}
 		info.id, _ = strconv.Atoi(m[0])
 		info.parent, _ = strconv.Atoi(m[1])
-		if len(s) > 2 {
-			info.readOnly = s[2] == "ro" || strings.HasPrefix(s[2], "ro,")
-		}
 		list = append(list, info)
 	}
 	return list
@@ -286,7 +280,8 @@ func cloneMount(dir int, name, point string) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(tree)
-	return openRoot(tree)
+	// The directory keeps the clone.
+	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // relay tells the watch above what happened in a nested mount.

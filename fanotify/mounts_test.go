@@ -5,6 +5,7 @@ package fanotify
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -79,5 +80,31 @@ func TestNestedMounts(t *testing.T) {
 				t.Errorf("%d files left open", n)
 			}
 		})
+	}
+}
+
+// A btrfs subvolume takes a filesystem mark also where no top level is mounted,
+// and nothing but the watch's own directory is held open.
+func TestSubvolumeAlone(t *testing.T) {
+	base := mountTest(t, "btrfs")
+	dir := filepath.Join(t.TempDir(), "subvolume")
+	if err := errJoin(os.Mkdir(dir, 0o755), exec.Command("btrfs", "-q", "subvolume", "create", base+"/s").Run(),
+		unix.Mount(base+"/s", dir, "", unix.MS_BIND, ""), unix.Unmount(base, 0)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Mount("none", base, "tmpfs", 0, "") }) // for mountTest to unmount
+	g := openTest(t)
+	w, told := watchTest(t, g, dir, true, Create)
+	if w.Strategy() != "filesystem mark" {
+		t.Errorf("it is watched by %s", w.Strategy())
+	}
+	if err := os.MkdirAll(dir+"/a/b", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, dir+"/a/b/c")
+	drain(t, g)
+	wantTold(t, told, "create a/", "create a/b/", "create a/b/c")
+	if err := errJoin(w.Close(), unix.Unmount(dir, 0)); err != nil {
+		t.Error(err)
 	}
 }

@@ -118,7 +118,7 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 		return fmt.Errorf("taking directory's handle: %w", err)
 	}
 	w.mountID = mountID
-	fs, err := g.filesystem(dir, mountID, w.tree)
+	fs, err := g.filesystem(int(dir.Fd()), w.tree)
 	if err != nil {
 		dir.Close()
 		return err
@@ -155,7 +155,7 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 	}
 	if fs.walked {
 		err = fs.cover(w, filesystem)
-	} else if err = fs.mark.add(fs.queue.fd, fs.fd(w.node), filesystem); err != nil {
+	} else if err = fs.mark.add(fs.queue.fd, w.node.mount.fd, filesystem); err != nil {
 		err = fmt.Errorf("marking filesystem: %w", err)
 	}
 	if err != nil {
@@ -208,7 +208,7 @@ func (w *Watch) Close() error {
 	if w.fs.walked {
 		w.fs.mark.count(filesystem, -1)
 	} else {
-		err = w.fs.mark.remove(w.fs.queue.fd, w.fs.fd(w.node), filesystem)
+		err = w.fs.mark.remove(w.fs.queue.fd, w.node.mount.fd, filesystem)
 	}
 	if err = cmp.Or(err, w.stop()); err != nil {
 		return fmt.Errorf("ending watch: %w", err)
