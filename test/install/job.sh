@@ -24,11 +24,13 @@ within() {
 	done
 }
 quietly() { "$@" > /dev/null 2>&1; }
-smb() { timeout 60 smbclient //127.0.0.1/TEST -U user%pass "$@"; }
+share=TEST
+dir=/srv/share
+smb() { timeout 60 smbclient //127.0.0.1/$share -U user%pass "$@"; }
 serving() { quietly smb -c 'put /etc/hostname f; get f /tmp/f; del f' && cmp -s /etc/hostname /tmp/f; }
 # watch: a client that watches the share from now on.
 watch() {
-	stdbuf -oL smbclient //127.0.0.1/TEST -U user%pass -c 'notify ""' > /tmp/told 2>&1 &
+	stdbuf -oL smbclient //127.0.0.1/$share -U user%pass -c 'notify ""' > /tmp/told 2>&1 &
 	client=$!
 }
 unwatch() {
@@ -39,7 +41,7 @@ unwatch() {
 file=0
 told() {
 	file=$((file + 1))
-	touch "/srv/share/$1.$file"
+	touch "$dir/$1.$file"
 	sleep 0.5
 	grep -q "^0001 $1\." /tmp/told
 }
@@ -53,6 +55,12 @@ notifies() {
 active() { systemctl --quiet is-active ksmbd-notifyd; }
 version() { ksmbd-notifyd --version | grep -qF "version $1"; }
 pid() { systemctl show -P MainPID ksmbd-notifyd; }
+restarted() { active && [ "$(pid)" != "$before" ]; }
+
+# The share SUB is in a btrfs subvolume, whose top level is mounted nowhere.
+truncate -s 128M /root/btrfs.img
+quietly mkfs.btrfs /root/btrfs.img && mkdir /srv/sub && mount -o loop /root/btrfs.img /srv/sub && quietly btrfs subvolume create /srv/sub/s &&
+	umount /srv/sub && mount -o loop,subvol=s /root/btrfs.img /srv/sub && mkdir -m 777 /srv/sub/share || fail "making a btrfs subvolume"
 
 within 60 serving || fail "ksmbd does not serve"
 say "ksmbd serves, kernel $(uname -r), $(systemctl --version | head -1)"
@@ -66,6 +74,32 @@ notifies after-boot
 exposure=$(systemd-analyze security --no-pager ksmbd-notifyd 2>/dev/null | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\).*/\1/p')
 say "systemd-analyze security: ${exposure:-unknown}"
 awk "BEGIN { exit !(${exposure:-10} <= $most) }" || fail "systemd-analyze security says more than $most"
+
+share=SUB dir=/srv/sub/share
+watch
+within 30 told in-a-subvolume || { cat /tmp/told; fail "no client is told of a change in a btrfs subvolume"; }
+ksmbd-notifyd status --json | tr -d ' \n' | grep -q '"type":"btrfs","device":"[0-9:]*","strategy":"filesystemmark"' ||
+	{ ksmbd-notifyd status; fail "in its sandbox the daemon does not mark a btrfs subvolume's filesystem"; }
+unwatch
+share=TEST dir=/srv/share
+say "a client is told of a change in a btrfs subvolume, by a filesystem mark"
+
+# A daemon that hangs.
+mkdir -p /run/systemd/system/ksmbd-notifyd.service.d
+printf '[Service]\nWatchdogSec=6s\n' > /run/systemd/system/ksmbd-notifyd.service.d/watchdog.conf
+systemctl daemon-reload && timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd with a short watchdog"
+watch
+within 30 told before-hang || fail "the client that watches while the daemon hangs"
+before=$(pid)
+kill -STOP "$before"
+within 60 restarted || fail "systemd does not restart a daemon that hangs"
+within 30 told after-hang || { cat /tmp/told; fail "a client that watches while the daemon hangs is told nothing after"; }
+journalctl --no-pager -b -u ksmbd-notifyd | grep -q 'Watchdog timeout' || fail "it was not the watchdog that restarted the daemon"
+journalctl --no-pager -b -u ksmbd-notifyd | grep -E 'goroutine|SIGABRT' && fail "the watchdog leaves a stack trace"
+unwatch
+rm -r /run/systemd/system/ksmbd-notifyd.service.d
+systemctl daemon-reload && timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd"
+say "a daemon that hangs is killed and started anew, and a client that watches goes on to be told"
 
 watch
 within 30 told before-restart || fail "the client that watches over a restart"
@@ -88,7 +122,7 @@ version "$old" && within 30 active || fail "after the downgrade: $(ksmbd-notifyd
 notifies after-downgrade
 before=$(pid)
 quietly dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "upgrading the daemon"
-version "$new" && within 30 active && [ "$(pid)" != "$before" ] || fail "after the upgrade: $(ksmbd-notifyd --version)"
+version "$new" && within 30 restarted || fail "after the upgrade: $(ksmbd-notifyd --version)"
 notifies after-upgrade
 systemctl --quiet disable --now ksmbd-notifyd
 quietly dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "upgrading the disabled daemon"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # root.sh RELEASE ROOT DEB...: in ROOT a Debian server of RELEASE, from its own packages: a 6.12 kernel and its headers,
-# ksmbd-tools with a share, smbclient, and what the DEBs depend on, but not these. Reused while the same is wanted and it
+# ksmbd-tools with shares, smbclient, and what the DEBs depend on, but not these. Reused while the same is wanted and it
 # is less than a week old.
 set -euo pipefail
 
@@ -11,7 +11,7 @@ shift 2
 here=$(dirname "$(realpath "$0")")
 die() { echo "install: $release: $*" >&2; exit 1; }
 key=/usr/share/keyrings/debian-archive-keyring.gpg
-packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools ksmbd-tools smbclient)
+packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools btrfs-progs ksmbd-tools smbclient)
 for deb in "$@"; do # of alternatives the first
 	mapfile -t -O "${#packages[@]}" packages < <(dpkg-deb -f "$deb" Depends | tr , '\n' | sed 's/^ *//; s/ *|.*//; /^$/d')
 done
@@ -37,7 +37,7 @@ cd "$1"
 chroot . useradd user
 mkdir -p etc/ksmbd srv/share rig out
 chmod 777 srv/share
-printf '[global]\n\tmap to guest = never\n[TEST]\n\tpath = /srv/share\n\tread only = no\n' > etc/ksmbd/ksmbd.conf
+printf '[global]\n\tmap to guest = never\n[TEST]\n\tpath = /srv/share\n\tread only = no\n[SUB]\n\tpath = /srv/sub/share\n\tread only = no\n' > etc/ksmbd/ksmbd.conf
 chroot . ksmbd.adduser -a -p pass user || chroot . ksmbd.adduser -a user -p pass # of 3.5 and 3.4
 echo server > etc/hostname
 echo '127.0.0.1 localhost server' > etc/hosts
