@@ -43,7 +43,7 @@ PACKAGES_CHECK  := perl sparse
 PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
-PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian e2fsprogs kmod xz-utils
+PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian rpm busybox-static e2fsprogs kmod xz-utils
 PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
@@ -128,11 +128,12 @@ test-regression: build module $(guest)
 	@test/guest/regression.sh $(BUILD) '^smb2\.'
 
 # The older version, to come from and go back to, is of the same sources.
-test-install: deb
+test-install: deb rpm
 	@$(packages) $(PACKAGES_INSTALL)
 	@lintian --allow-root --fail-on error build/package/*.deb
 	@CGO_ENABLED=0 go build -ldflags '-X main.version=0~0' -o build/install/ksmbd-notifyd ./cmd/ksmbd-notifyd
 	@VERSION=0~0 packaging/build.sh deb build/install/ksmbd-notifyd build/install/old
+	@test/install/rpm.sh build
 	@for release in $(DEBIAN); do test/install/test.sh $$release build; done
 
 test-debug: build $(guest)
