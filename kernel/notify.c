@@ -15,6 +15,7 @@
  * ksmbd_notify_conn.pending.
  */
 
+#include <linux/cred.h>
 #include <linux/exportfs.h>
 #include <linux/fs.h>
 #include <linux/hashtable.h>
@@ -1388,41 +1389,46 @@ static bool is_handle_of(const struct file_handle *fh, struct inode *inode)
 	       !memcmp(fid, fh->f_handle, fh->handle_bytes);
 }
 
-/*
- * Whether the user may list the directory that @name is in and get there from
- * the watched one: 1, 0, or -ENOENT if @name leads there no more. Without @fh
- * any directory will do.
- */
-static int may_list_named(struct ksmbd_notify_request *req,
-			  const struct file_handle *fh, const char *name,
-			  int len)
+static bool can_open_handles(struct ksmbd_notify_request *req)
 {
-	const struct path *top = &req->dir->f_path;
-	struct path path;
-	char *copy;
-	int may;
-
-	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
-	if (!copy)
-		return -ENOENT;
-	*strrchr(copy, '/') = '\0';
-	may = vfs_path_lookup(top->dentry, top->mnt, copy,
-			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
-			      LOOKUP_NO_SYMLINKS, &path);
-	if (!may) {
-		may = !fh || is_handle_of(fh, d_inode(path.dentry)) ?
-			      is_listable(req, &path) : -ENOENT;
-		path_put(&path);
-	} else {
-		may = may == -EACCES ? 0 : -ENOENT;
-	}
-	kfree(copy);
-	return may;
+	return exportfs_can_decode_fh(file_inode(req->dir)->i_sb->s_export_op);
 }
 
 /*
- * The same of the directory @fh. Some filesystems cannot open it, as overlayfs
- * without nfs_export: there only @name leads to it.
+ * Finds the directory @fh, that @name is in, where handles cannot be opened, as
+ * on overlayfs without nfs_export. By that name it may be another by now.
+ */
+static struct dentry *find_named(struct ksmbd_notify_request *req,
+				 const struct file_handle *fh,
+				 const char *name, int len)
+{
+	const struct path *top = &req->dir->f_path;
+	struct dentry *dentry = NULL;
+	const struct cred *user;
+	struct path path;
+	char *copy;
+
+	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	if (!copy)
+		return NULL;
+	*strrchr(copy, '/') = '\0';
+	/* With the daemon's rights: it is not known yet of what to ask the user's. */
+	user = override_creds(req->work->saved_cred);
+	if (!vfs_path_lookup(top->dentry, top->mnt, copy,
+			     LOOKUP_DIRECTORY | LOOKUP_BENEATH |
+			     LOOKUP_NO_SYMLINKS | LOOKUP_NO_XDEV, &path)) {
+		if (is_handle_of(fh, d_inode(path.dentry)))
+			dentry = dget(path.dentry);
+		path_put(&path);
+	}
+	revert_creds(user);
+	kfree(copy);
+	return dentry;
+}
+
+/*
+ * Whether the user may list the directory @fh, that @name is in, and get there
+ * from the watched one: 1, 0, or -ENOENT if it is not below that any more.
  */
 static int may_list(struct ksmbd_notify_request *req,
 		    const struct file_handle *fh, const char *name, int len)
@@ -1431,11 +1437,14 @@ static int may_list(struct ksmbd_notify_request *req,
 	struct dentry *dentry, *parent;
 	int may;
 
-	if (!exportfs_can_decode_fh(path.mnt->mnt_sb->s_export_op))
-		return may_list_named(req, fh, name, len);
-	path.dentry = exportfs_decode_fh(path.mnt, (struct fid *)fh->f_handle,
-					 fh->handle_bytes >> 2,
-					 fh->handle_type, any_dentry, NULL);
+	if (can_open_handles(req))
+		path.dentry = exportfs_decode_fh(path.mnt,
+						 (struct fid *)fh->f_handle,
+						 fh->handle_bytes >> 2,
+						 fh->handle_type, any_dentry,
+						 NULL);
+	else
+		path.dentry = find_named(req, fh, name, len);
 	if (IS_ERR_OR_NULL(path.dentry))
 		return -ENOENT;
 
@@ -1456,16 +1465,35 @@ static int may_list(struct ksmbd_notify_request *req,
 }
 
 /*
- * The same below another mount. There is no handle, and unless the share
- * crosses mounts no listing either.
+ * The same of the directory that @name is in, below another mount. There is
+ * no handle for it, and unless the share crosses mounts no listing either.
  */
 static int may_list_mounted(struct ksmbd_notify_request *req, const char *name,
 			    int len)
 {
+	const struct path *top = &req->dir->f_path;
+	struct path path;
+	char *copy;
+	int may;
+
 	if (!test_share_config_flag(req->work->tcon->share_conf,
 				    KSMBD_SHARE_FLAG_CROSSMNT))
 		return 0;
-	return may_list_named(req, NULL, name, len);
+	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	if (!copy)
+		return -ENOENT;
+	*strrchr(copy, '/') = '\0';
+	may = vfs_path_lookup(top->dentry, top->mnt, copy,
+			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
+			      LOOKUP_NO_SYMLINKS, &path);
+	if (!may) {
+		may = is_listable(req, &path);
+		path_put(&path);
+	} else {
+		may = may == -EACCES ? 0 : -ENOENT;
+	}
+	kfree(copy);
+	return may;
 }
 
 static bool same_handle(const struct file_handle *a,
@@ -1583,10 +1611,10 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		fh = NULL;
 	} else if (!req->listed || !same_handle(req->listed, fh)) {
 		req->may_list = may_list(req, fh, name, len);
-		if (req->may_list < 0)
-			req->may_list = verdict_recall(req->watch, fh);
-		else
+		if (req->may_list >= 0)
 			verdict_keep(req->watch, fh, req->may_list);
+		else if (can_open_handles(req)) /* else it may be elsewhere */
+			req->may_list = verdict_recall(req->watch, fh);
 	}
 	req->listed = fh;
 	/* Neither to be told nor to be kept quiet about: list it anew. */
