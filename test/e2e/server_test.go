@@ -146,7 +146,7 @@ func mountOverlay() error {
 		}
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", dirs[0], dirs[1], dirs[2])
-	return errors.Join(command("modprobe", "overlay"), command("mount", "-t", "overlay", "-o", options, "none", mount))
+	return command("mount", "-t", "overlay", "-o", options, "none", mount)
 }
 
 // mountImage makes a file system of type fsType in a file and mounts it.
