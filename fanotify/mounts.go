@@ -31,7 +31,8 @@ type mountInfo struct {
 // 1, whence directories may come that are handed over.
 type mountTable struct {
 	tables  []*mountFile
-	changed atomic.Bool
+	changed atomic.Bool // since remount last looked
+	stale   atomic.Bool // the lists are of before
 }
 
 type mountFile struct {
@@ -72,14 +73,15 @@ func (t *mountTable) close() {
 	}
 }
 
-// poll says whether mounts may have changed since Drain last asked. Wait asks
-// too.
+// poll says whether mounts may have changed since remount last looked. Wait
+// asks too.
 func (t *mountTable) poll() bool {
 	var p [2]unix.PollFd
 	for i, f := range t.tables {
 		p[i] = unix.PollFd{Fd: int32(f.poll), Events: unix.POLLPRI}
 	}
 	if n, err := unix.Poll(p[:len(t.tables)], 0); n > 0 || err != nil {
+		t.stale.Store(true)
 		t.changed.Store(true)
 	}
 	return t.changed.Load()
@@ -87,8 +89,7 @@ func (t *mountTable) poll() bool {
 
 // of returns the mounts of the namespace that has the mount id.
 func (t *mountTable) of(id int) []mountInfo {
-	if t.poll() {
-		t.changed.Store(false)
+	if t.poll(); t.stale.Swap(false) {
 		for _, f := range t.tables {
 			f.known = false
 		}
@@ -157,8 +158,7 @@ type nested struct {
 
 // remount brings the mounts below all watch trees up to date.
 func (g *Group) remount() {
-	g.mounts.poll()
-	g.mounts.of(0)
+	g.mounts.changed.Store(false) // what changes from here on is for the next Drain
 	g.batch++
 	var trees []*Watch
 	for _, q := range g.queues {

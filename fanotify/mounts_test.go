@@ -108,3 +108,24 @@ func TestSubvolumeAlone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A mount is in a watch tree also when a new watch has seen it first.
+func TestMountSeenByAnother(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	in := filepath.Join(dir, "m")
+	if err := os.Mkdir(in, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := openTest(t)
+	_, told := watchTest(t, g, dir, true, Create)
+	if err := unix.Mount("none", in, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(in, unix.MNT_DETACH) })
+	watchTest(t, g, dir, true, Create)
+	drain(t, g)
+	wantTold(t, told, "overflow")
+	touch(t, in+"/f")
+	drain(t, g)
+	wantTold(t, told, "create m/f")
+}
