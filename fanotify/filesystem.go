@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +39,7 @@ type filesystem struct {
 
 	marked    int // nodes that walk.go has marked
 	unentered []unentered
+	retry     time.Time // when to try again to mark what could not be; else zero
 
 	doubts   []doubt // see settle.go
 	doubtful map[doubtKey]int

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -92,6 +93,8 @@ type Group struct {
 	refused     map[string]bool // kinds of filesystem that the log tells of
 	maxNodes    int
 	maxMarks    int
+	retryAfter  time.Duration
+	retry       atomic.Pointer[time.Time] // the first of its filesystems' that have one
 
 	queue     *queue // whose turn it is
 	movedIn   bool   // a directory came into a watch tree
@@ -118,7 +121,7 @@ type queue struct {
 // It needs CAP_SYS_ADMIN and Linux 5.17.
 func Open(log *slog.Logger) (*Group, error) {
 	g := &Group{
-		log: log, maxNodes: maxNodes, maxMarks: maxMarks,
+		log: log, maxNodes: maxNodes, maxMarks: maxMarks, retryAfter: retryAfter,
 		filesystems: make(map[fsKey]*filesystem), refused: make(map[string]bool),
 	}
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -199,11 +202,17 @@ func (g *Group) closeQueue(q *queue) {
 	g.queues = slices.Delete(g.queues, i, i+1)
 }
 
-// Wait blocks until events wait in the queue, ctx is done or the group is
-// closed. The latter two are errors, context.Cause's and os.ErrClosed.
+// Wait blocks until there is something for Drain to do, ctx is done or the group
+// is closed. The latter two are errors, context.Cause's and os.ErrClosed.
 func (g *Group) Wait(ctx context.Context) error {
+	until := ctx
+	if retry := g.retry.Load(); retry != nil {
+		var cancel context.CancelFunc
+		until, cancel = context.WithDeadline(ctx, *retry)
+		defer cancel()
+	}
 	expired := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
+	stop := context.AfterFunc(until, func() {
 		defer close(expired)
 		g.file.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which ends Wait too
 	})
@@ -268,6 +277,13 @@ func (g *Group) Drain() error {
 	if g.movedIn {
 		g.movedIn = false
 		g.remount() // mounts may have come along
+	}
+	g.retry.Store(nil)
+	for _, fs := range g.filesystems {
+		if first := g.retry.Load(); !fs.retry.IsZero() && (first == nil || fs.retry.Before(*first)) {
+			at := fs.retry
+			g.retry.Store(&at)
+		}
 	}
 	return nil
 }

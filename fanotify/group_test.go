@@ -454,3 +454,42 @@ func TestRefused(t *testing.T) {
 	drain(t, g)
 	wantTold(t, told, "delete d/", "gone")
 }
+
+// TestTooLarge: a watch tree that becomes too large for directory marks is told as an Overflow again and again, since no
+// mark tells of changes in the rest of it, until it is not too large any more.
+func TestTooLarge(t *testing.T) {
+	dir := mountTest(t, "overlay")
+	g := openTest(t)
+	g.maxMarks, g.retryAfter = 2, 10*time.Millisecond
+	_, told := watchTest(t, g, dir, true, Create)
+	if err := errJoin(os.Mkdir(dir+"/a", 0o755), os.Mkdir(dir+"/b", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	wait := func() {
+		t.Helper()
+		if err := g.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+		drain(t, g)
+	}
+	for range 3 {
+		*told = nil
+		for !slices.Contains(*told, "overflow") {
+			wait()
+		}
+	}
+	if err := os.RemoveAll(dir + "/b"); err != nil {
+		t.Fatal(err)
+	}
+	for g.retry.Load() != nil {
+		wait()
+	}
+	drain(t, g)
+	*told = nil
+	touch(t, dir+"/a/end")
+	drain(t, g)
+	wantTold(t, told, "create a/end")
+}

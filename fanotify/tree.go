@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,7 +92,7 @@ func (fs *filesystem) move(n, parent *node, name string) {
 // trim evicts at the end of a batch what is too much to keep, and forgets a
 // tree that nothing keeps right.
 func (fs *filesystem) trim() {
-	if fs.stale || fs.trees == 0 && fs.lru.next != &fs.lru {
+	if fs.stale || fs.trees == 0 && fs.lru.next != &fs.lru || !fs.retry.IsZero() && !time.Now().Before(fs.retry) {
 		fs.forget()
 	}
 	for len(fs.nodes) > fs.g.maxNodes && fs.lru.prev != &fs.lru {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,14 @@ import (
 // maxMarks bounds the directories that are marked, at about 2 KiB of the
 // kernel's memory each.
 const maxMarks = 256 << 10
+
+// A tree that cannot be marked as a whole is tried again after retryAfter, or
+// retryShare times as long as trying took. Each time it is told as an Overflow,
+// since what is changed in the rest of it is not told at all.
+const (
+	retryAfter = 10 * time.Second
+	retryShare = 10
+)
 
 var errTooMany = fmt.Errorf("more than %d directories, and no filesystem mark: %w", maxMarks, unix.EOPNOTSUPP)
 
@@ -253,6 +262,8 @@ func (fs *filesystem) rebuild() {
 		}
 	}
 	fs.forgetNodes()
+	fs.retry = time.Time{}
+	began := time.Now()
 	for _, n := range sites {
 		if mask := n.mask(); mask != 0 {
 			if err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, mask, int(n.dir.Fd()), ""); err != nil {
@@ -266,8 +277,9 @@ func (fs *filesystem) rebuild() {
 		case n.removed():
 			fs.gone(n)
 		case err != nil:
-			fs.g.log.Warn("cannot mark a watch tree, will try again", "err", err)
-			fs.stale = true
+			took := time.Since(began)
+			fs.retry = began.Add(took + max(fs.g.retryAfter, retryShare*took))
+			fs.g.log.Warn("cannot mark a watch tree, clients list it anew until it can be", "err", err)
 		}
 	}
 	fs.g.batch++
