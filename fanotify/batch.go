@@ -12,7 +12,7 @@ import (
 
 // dispatch tells the watches of what is in the batch.
 func (g *Group) dispatch() {
-	g.maker, g.crowd = 0, false
+	g.creator, g.remover = 0, 0
 	g.full = g.full || !g.learn(0)
 	g.putOff = 0
 	for off := 0; off < len(g.buf) && !g.full; { // settling may have read on
@@ -53,16 +53,17 @@ func (g *Group) tell(off int) int {
 
 // learn goes ahead through the batch, from off. Where an event first mentions
 // a directory that the tree does not know is where it was until then. It
-// finds out whether several threads made and removed names, and returns false
-// if part of the queue was lost.
+// finds out who created and who removed names, and returns false if part of the
+// queue was lost.
 func (g *Group) learn(off int) bool {
 	debug := g.log.Enabled(context.Background(), slog.LevelDebug)
 	for off < len(g.buf) {
 		size, _, mask, err := eventHeader(g.buf[off:])
-		if err == nil && mask&(unix.FAN_CREATE|unix.FAN_DELETE) != 0 {
-			thread := eventThread(g.buf[off:]) // 0 of any that this process does not see
-			g.crowd = g.crowd || thread == 0 || g.maker != 0 && g.maker != thread
-			g.maker = thread
+		if err == nil && mask&unix.FAN_CREATE != 0 {
+			g.creator = both(g.creator, eventThread(g.buf[off:]))
+		}
+		if err == nil && mask&unix.FAN_DELETE != 0 {
+			g.remover = both(g.remover, eventThread(g.buf[off:]))
 		}
 		if err == nil && (debug || movesDir(mask)) {
 			var e event
@@ -83,6 +84,24 @@ func (g *Group) learn(off int) bool {
 		off += size
 	}
 	return true
+}
+
+// several stands for more than one thread. fanotify(7) says 0 of those that this
+// process does not see.
+const several = -1
+
+// both returns who was and thread are; no thread was, if that is 0.
+func both(was, thread int32) int32 {
+	if thread == 0 || was != 0 && was != thread {
+		return several
+	}
+	return thread
+}
+
+// crowd says whether a name may have been created by one thread and removed by
+// another.
+func (g *Group) crowd() bool {
+	return g.creator != 0 && g.remover != 0 && (g.creator != g.remover || g.creator == several)
 }
 
 func movesDir(mask uint64) bool {

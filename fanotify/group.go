@@ -104,8 +104,8 @@ type Group struct {
 	reads     uint64 // of the queue until it was empty
 	full      bool   // part of it was lost
 	putOff    int    // how often settling was put off in it
-	maker     int32  // the last thread that made or removed a name in it
-	crowd     bool   // several threads did
+	creator   int32  // the thread that created names in it, or several
+	remover   int32  // the one that removed some
 	overflows uint64
 	from, to  scope // where the event at hand happened
 	nesting   scope // where the mount is that it happened in
@@ -278,13 +278,13 @@ func (g *Group) Drain() error {
 		g.movedIn = false
 		g.remount() // mounts may have come along
 	}
-	g.retry.Store(nil)
+	var retry *time.Time
 	for _, fs := range g.filesystems {
-		if first := g.retry.Load(); !fs.retry.IsZero() && (first == nil || fs.retry.Before(*first)) {
-			at := fs.retry
-			g.retry.Store(&at)
+		if at := fs.retry; !at.IsZero() && (retry == nil || at.Before(*retry)) {
+			retry = &at
 		}
 	}
+	g.retry.Store(retry)
 	return nil
 }
 

@@ -41,7 +41,7 @@ var seed = maphash.MakeSeed()
 // only for names that are in doubt already, or come to be when another thread
 // undoes it.
 func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
-	if len(fs.doubts) == 0 && !doubtful && !fs.g.crowd {
+	if len(fs.doubts) == 0 && !doubtful && !fs.g.crowd() {
 		return
 	}
 	d.dir, d.sure = dir, !doubtful
@@ -53,7 +53,7 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 			d.file = nil
 		}
 		*was = d
-	} else if doubtful || fs.g.crowd {
+	} else if doubtful || fs.g.crowd() {
 		fs.doubtful[key] = len(fs.doubts)
 		fs.doubts = append(fs.doubts, d)
 	}

@@ -251,6 +251,8 @@ func (fs *filesystem) openBelow(n *node) (fd, mountID int, err error) {
 // rebuild begins anew: another queue, all marks, and the handle tree as it is
 // found. All that happened meanwhile is under an Overflow.
 func (fs *filesystem) rebuild() {
+	began := time.Now()
+	fs.retry = began.Add(fs.g.retryAfter)
 	if err := fs.g.reopen(fs.queue); err != nil {
 		fs.g.log.Error("cannot begin anew, will try again", "err", err)
 		return
@@ -263,7 +265,6 @@ func (fs *filesystem) rebuild() {
 	}
 	fs.forgetNodes()
 	fs.retry = time.Time{}
-	began := time.Now()
 	for _, n := range sites {
 		if mask := n.mask(); mask != 0 {
 			if err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, mask, int(n.dir.Fd()), ""); err != nil {

@@ -1389,6 +1389,25 @@ static bool is_handle_of(const struct file_handle *fh, struct inode *inode)
 	       !memcmp(fid, fh->f_handle, fh->handle_bytes);
 }
 
+/* Looks up the directory that @name is in, from the watched one. */
+static int lookup_parent(struct ksmbd_notify_request *req, const char *name,
+			 int len, unsigned int flags, struct path *path)
+{
+	const struct path *top = &req->dir->f_path;
+	char *copy;
+	int err;
+
+	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
+	if (!copy)
+		return -ENOMEM;
+	*strrchr(copy, '/') = '\0';
+	err = vfs_path_lookup(top->dentry, top->mnt, copy,
+			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
+			      LOOKUP_NO_SYMLINKS | flags, path);
+	kfree(copy);
+	return err;
+}
+
 static bool can_open_handles(struct ksmbd_notify_request *req)
 {
 	return exportfs_can_decode_fh(file_inode(req->dir)->i_sb->s_export_op);
@@ -1402,27 +1421,18 @@ static struct dentry *find_named(struct ksmbd_notify_request *req,
 				 const struct file_handle *fh,
 				 const char *name, int len)
 {
-	const struct path *top = &req->dir->f_path;
 	struct dentry *dentry = NULL;
 	const struct cred *user;
 	struct path path;
-	char *copy;
 
-	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
-	if (!copy)
-		return NULL;
-	*strrchr(copy, '/') = '\0';
 	/* With the daemon's rights: it is not known yet of what to ask the user's. */
 	user = override_creds(req->work->saved_cred);
-	if (!vfs_path_lookup(top->dentry, top->mnt, copy,
-			     LOOKUP_DIRECTORY | LOOKUP_BENEATH |
-			     LOOKUP_NO_SYMLINKS | LOOKUP_NO_XDEV, &path)) {
+	if (!lookup_parent(req, name, len, LOOKUP_NO_XDEV, &path)) {
 		if (is_handle_of(fh, d_inode(path.dentry)))
 			dentry = dget(path.dentry);
 		path_put(&path);
 	}
 	revert_creds(user);
-	kfree(copy);
 	return dentry;
 }
 
@@ -1471,28 +1481,17 @@ static int may_list(struct ksmbd_notify_request *req,
 static int may_list_mounted(struct ksmbd_notify_request *req, const char *name,
 			    int len)
 {
-	const struct path *top = &req->dir->f_path;
 	struct path path;
-	char *copy;
 	int may;
 
 	if (!test_share_config_flag(req->work->tcon->share_conf,
 				    KSMBD_SHARE_FLAG_CROSSMNT))
 		return 0;
-	copy = kmemdup_nul(name, len, KSMBD_DEFAULT_GFP);
-	if (!copy)
-		return -ENOENT;
-	*strrchr(copy, '/') = '\0';
-	may = vfs_path_lookup(top->dentry, top->mnt, copy,
-			      LOOKUP_DIRECTORY | LOOKUP_BENEATH |
-			      LOOKUP_NO_SYMLINKS, &path);
-	if (!may) {
-		may = is_listable(req, &path);
-		path_put(&path);
-	} else {
-		may = may == -EACCES ? 0 : -ENOENT;
-	}
-	kfree(copy);
+	may = lookup_parent(req, name, len, 0, &path);
+	if (may)
+		return may == -EACCES ? 0 : -ENOENT;
+	may = is_listable(req, &path);
+	path_put(&path);
 	return may;
 }
 
@@ -1611,10 +1610,13 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		fh = NULL;
 	} else if (!req->listed || !same_handle(req->listed, fh)) {
 		req->may_list = may_list(req, fh, name, len);
-		if (req->may_list >= 0)
-			verdict_keep(req->watch, fh, req->may_list);
-		else if (can_open_handles(req)) /* else it may be elsewhere */
-			req->may_list = verdict_recall(req->watch, fh);
+		/* What was not found by its name need not be gone. */
+		if (can_open_handles(req)) {
+			if (req->may_list < 0)
+				req->may_list = verdict_recall(req->watch, fh);
+			else
+				verdict_keep(req->watch, fh, req->may_list);
+		}
 	}
 	req->listed = fh;
 	/* Neither to be told nor to be kept quiet about: list it anew. */
