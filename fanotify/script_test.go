@@ -243,6 +243,8 @@ func runScript(t *testing.T, file, dir, kind string) {
 			want = lines
 		}
 	}
+	runtime.LockOSThread() // what several threads did would not merge
+	defer runtime.UnlockOSThread()
 	before := openFiles(t)
 	s := &script{t: t, dir: dir, threads: make(map[string]func(func()))}
 	for i, line := range strings.Split(commands, "\n") {
