@@ -26,7 +26,7 @@ type doubt struct {
 	isDir   bool
 	merged  bool   // it was created and removed, in whichever order
 	is      *node  // the directory that has the name, if that is known
-	file    handle // the file that all events were of: the name cannot be that of a file that is gone
+	file    handle // the file that all events were of: that it is gone confirms that the name is
 	sure    bool   // it was only created, or only removed
 }
 
@@ -93,7 +93,7 @@ func (fs *filesystem) settle() {
 // settleName settles d, or returns false to have it put off.
 func (fs *filesystem) settleName(l *look, d *doubt) bool {
 	// To look at a name takes its directory's lock, for which writers wait.
-	if d.sure || d.file != nil && fs.whole && fs.mounts[0].gone(string(d.file)) {
+	if d.sure || !d.present && d.file != nil && fs.whole && fs.mounts[0].gone(string(d.file)) {
 		return true
 	}
 	st, err := l.stat(d.dir, d.name)
