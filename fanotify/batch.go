@@ -274,6 +274,7 @@ func (fs *filesystem) rename(e *event) {
 	if moved != nil {
 		fs.move(moved, to, string(e.new.name))
 		fs.renames = append(fs.renames, rename{moved, from, string(e.old.name)})
+		fs.g.ahead = true // so it is if this is half of an exchange
 	}
 }
 

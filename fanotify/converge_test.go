@@ -30,6 +30,7 @@ var (
 // alone, and lists the directory when told to.
 type model struct {
 	t     *testing.T
+	watch *Watch
 	dir   string
 	tree  bool
 	prune bool            // what is below a deleted directory goes with it
@@ -229,16 +230,54 @@ func newConvergence(t *testing.T, kind string) *convergence {
 	c := &convergence{t: t, g: openTest(t), mix: &mixer{Rand: rand.New(rand.NewPCG(seed, 0)), root: root}}
 	for i, tree := range []bool{true, true, false} {
 		m := &model{t: t, dir: filepath.Join(root, "w"), tree: tree, prune: i == 1, names: make(map[string]bool)}
-		dir, err := os.Open(m.dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.g.Watch(dir, tree, Create|Delete|Rename|Modify|Attrib, m.apply); err != nil {
-			t.Fatal(err)
-		}
+		m.watch = c.watch(m)
 		c.models = append(c.models, m)
 	}
 	return c
+}
+
+func (c *convergence) watch(m *model) *Watch {
+	dir, err := os.Open(m.dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	w, err := c.g.Watch(dir, m.tree, Create|Delete|Rename|Modify|Attrib, m.apply)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return w
+}
+
+// handOver has another group go on with the queue and the models. Meanwhile, when
+// nobody is there, something is done.
+func (c *convergence) handOver(meanwhile func()) {
+	old := c.g
+	for c.drain(); !old.Settled(); {
+		c.drain()
+	}
+	told := make([]bool, len(c.models))
+	for i, m := range c.models {
+		_, told[i] = m.watch.Handover()
+	}
+	queue, err := old.Detach()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	old.Close()
+	meanwhile()
+	c.g = openTest(c.t)
+	if err := c.g.Inherit(queue); err != nil {
+		c.t.Fatal(err)
+	}
+	queue.Close()
+	for i, m := range c.models {
+		if m.watch = c.watch(m); !told[i] {
+			m.apply(Change{Op: Overflow})
+		}
+	}
+	if err := c.g.Confirm(); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 func (c *convergence) drain() {
@@ -273,7 +312,7 @@ func (c *convergence) check() {
 // TestConverge does random things, drains at random and compares.
 func TestConverge(t *testing.T) {
 	for _, f := range testFilesystems {
-		for _, mode := range []string{"warm", "cold", "small", "threads"} {
+		for _, mode := range []string{"warm", "cold", "small", "threads", "heirs"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
 				c := newConvergence(t, f.name)
 				turns := []func(func()){func(do func()) { do() }}
@@ -297,6 +336,13 @@ func TestConverge(t *testing.T) {
 							fs.forget()
 						}
 					}
+					if mode == "heirs" && c.mix.IntN(8) == 0 {
+						c.handOver(func() {
+							for range c.mix.IntN(8) {
+								c.mix.step()
+							}
+						})
+					}
 					c.drain()
 					c.check()
 				}
@@ -306,7 +352,8 @@ func TestConverge(t *testing.T) {
 	}
 }
 
-// TestConvergeRace drains while several threads do things.
+// TestConvergeRace drains while several threads do things, and hands over now
+// and then.
 func TestConvergeRace(t *testing.T) {
 	for _, f := range testFilesystems {
 		t.Run(f.name, func(t *testing.T) {
@@ -337,6 +384,9 @@ func TestConvergeRace(t *testing.T) {
 					done()
 				}()
 				for c.g.Wait(ctx) == nil {
+					if rand.IntN(16) == 0 {
+						c.handOver(func() {})
+					}
 					c.drain()
 				}
 				<-ctx.Done()

@@ -95,9 +95,11 @@ type Group struct {
 	maxMarks    int
 	retryAfter  time.Duration
 	retry       atomic.Pointer[time.Time] // the first of its filesystems' that have one
+	inherited   []byte                    // the marks that came with the first queue, see Inherit
 
 	queue     *queue // whose turn it is
 	movedIn   bool   // a directory came into a watch tree
+	ahead     bool   // the handle tree was found as it will be when what waits has been told
 	buf       []byte // the batch: what was read from it since Drain began
 	next      int    // where the event after the one at hand begins
 	batch     uint64 // its number
@@ -184,6 +186,11 @@ func (g *Group) reopen(q *queue) error {
 	case err != nil:
 		return fmt.Errorf("opening fanotify: %w", err)
 	}
+	return g.replace(q, fd)
+}
+
+// replace gives a queue another fanotify group, which it takes ownership of.
+func (g *Group) replace(q *queue, fd int) error {
 	if err := g.poll(fd, unix.EPOLLIN); err != nil {
 		unix.Close(fd)
 		return err
@@ -260,6 +267,7 @@ func (g *Group) Drain() error {
 	if len(g.queues) == 0 {
 		return fmt.Errorf("reading fanotify: %w", os.ErrClosed)
 	}
+	g.ahead = false
 	if g.mounts.poll() {
 		g.remount()
 	}

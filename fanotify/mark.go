@@ -109,6 +109,7 @@ func (fs *filesystem) want(n *node, dir *os.File, mountID int, mask uint64) erro
 
 // unwant takes mask back.
 func (fs *filesystem) unwant(n *node, mask uint64) error {
+	fs.g.narrow()
 	var err error
 	if fs.walked { // the mark is there for watch trees above too
 		n.count(mask, -1)

@@ -159,6 +159,7 @@ func (fs *filesystem) place(n *node) error {
 		return err
 	}
 	fs.move(n, parent, name)
+	fs.g.ahead = true
 	return nil
 }
 

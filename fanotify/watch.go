@@ -203,6 +203,7 @@ func (w *Watch) Close() error {
 	for _, n := range w.below {
 		n.Close()
 	}
+	w.fs.g.narrow()
 	var err error
 	_, filesystem := w.masks()
 	if w.fs.walked {
