@@ -4,6 +4,9 @@ module ksmbd-notifyd
 
 go 1.26.0
 
+// Nothing that is built or fetched is searched for packages.
+ignore ./build
+
 require (
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/goccy/go-yaml v1.19.2
