@@ -27,8 +27,11 @@ type Daemon struct {
 	stats stats
 	loop  *loop // nil when not serving
 
-	Once    bool         // fail with ErrNoFamily rather than wait for one
-	Changed func(Status) // called when Serving or Waiting may have changed
+	Once      bool         // fail with ErrNoFamily rather than wait for one
+	Changed   func(Status) // called when Serving or Waiting may have changed
+	Inherited *Handover    // by the last daemon, if it left something
+	Leaves    bool         // whether there is to be one of this daemon
+	Left      *Handover    // that one, after Run; nil if there is nothing to go on from
 }
 
 // NewDaemon returns a Daemon that is yet to Run.
@@ -111,6 +114,8 @@ func (d *Daemon) serve(ctx context.Context, bell socket, rings <-chan struct{}) 
 			if !d.pause(ctx, nil, time.After(retryAfter)) {
 				return nil
 			}
+		case errors.Is(err, errHeritage):
+			d.log.Info("starting over, clients will list their directories anew", "reason", err)
 		case errors.Is(err, ErrNoFamily) && !d.Once:
 			if !waiting {
 				d.log.Warn("waiting for ksmbd", "reason", err)
@@ -156,6 +161,10 @@ func (d *Daemon) change(serving bool, why error) {
 
 // converse serves the ksmbd that is loaded until it is not.
 func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{}) error {
+	inherited := d.Inherited
+	if d.Inherited = nil; inherited != nil {
+		defer inherited.Queue.Close()
+	}
 	s, err := d.dial()
 	if err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
@@ -177,6 +186,15 @@ func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{
 	d.change(true, nil)
 	d.loop = newLoop(d.log, k, d.group)
 	d.loop.stats, d.loop.asks, d.loop.answer = &d.stats, d.asks, d.answer
-	defer func() { d.loop = nil }()
+	d.loop.leaves = d.Leaves
+	if inherited != nil {
+		d.loop.inherit(inherited, family.ID)
+	}
+	defer func() {
+		if d.Left = d.loop.left; d.Left != nil {
+			d.Left.Family = family.ID
+		}
+		d.loop = nil
+	}()
 	return d.loop.run(ctx, rings)
 }

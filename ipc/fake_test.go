@@ -30,17 +30,22 @@ type world struct {
 	log []string   // what the loop told ksmbd
 
 	// ksmbd
-	items   []any       // genl.Item, or an error for Next to return
-	caused  genl.Causes // by SMB requests
-	answers []error     // to Complete and CompleteStatus; nil when there are no more
+	slow    time.Duration // that Next takes
+	items   []any         // genl.Item, or an error for Next to return
+	caused  genl.Causes   // by SMB requests
+	answers []error       // to Complete and CompleteStatus; nil when there are no more
 
 	// fanotify
-	refuse error // for Watch to return
-	queue  []func()
-	lost   uint64        // overflows of it
-	watch  []*fakeWatch  // in the order of Watch
-	wake   chan struct{} // lets Wait return
-	bell   chan struct{}
+	refuse    error // for Watch to return
+	queue     []func()
+	lost      uint64        // overflows of it
+	unsettled int           // for how many Drains
+	lacking   error         // for Confirm to return
+	mounts    []string      // below each watch
+	elsewhere bool          // no watch has its marks in the first queue
+	watch     []*fakeWatch  // in the order of Watch
+	wake      chan struct{} // lets Wait return
+	bell      chan struct{}
 }
 
 type fakeWatch struct {
@@ -59,6 +64,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) Next() (genl.Item, error) {
+	time.Sleep(w.slow)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.items) == 0 {
@@ -155,6 +161,22 @@ func (g fakeGroup) Drain() error {
 }
 
 func (g fakeGroup) Overflows() uint64 { return g.lost }
+
+func (g fakeGroup) Settled() bool {
+	g.unsettled--
+	return g.unsettled < 0
+}
+
+func (g fakeGroup) Detach() (*os.File, error) {
+	g.tell("detach")
+	return os.Open(os.DevNull)
+}
+
+func (g fakeGroup) Inherit(*os.File) error { g.tell("inherit"); return g.refuse }
+
+func (g fakeGroup) Confirm() error { g.tell("confirm"); return g.lacking }
+
+func (f *fakeWatch) Handover() ([]string, bool) { return f.w.mounts, !f.w.elsewhere }
 
 func (f *fakeWatch) Strategy() string { return fmt.Sprintf("tree %v", f.tree) }
 

@@ -68,12 +68,17 @@ type Group interface {
 	Wait(ctx context.Context) error
 	Drain() error
 	Overflows() uint64
+	Settled() bool
+	Detach() (*os.File, error)
+	Inherit(queue *os.File) error
+	Confirm() error
 }
 
 // Mark is what a watch needs of a fanotify.Watch. See there.
 type Mark interface {
 	io.Closer
 	Strategy() string
+	Handover() (mounts []string, ok bool)
 }
 
 // Fanotify returns g as a Group.
@@ -113,6 +118,9 @@ type loop struct {
 	budget  budget
 	causes  causes
 	stats   *stats
+	heritage
+	leaves bool      // whether there is to be a handover to the next daemon
+	left   *Handover // what that is, after run
 
 	again  bool             // ksmbd is to be asked for items
 	retry  <-chan time.Time // when to try again, after an error; else nil
@@ -161,9 +169,12 @@ func (l *loop) run(ctx context.Context, bell <-chan struct{}) error {
 		}
 		select {
 		case <-ctx.Done():
+			l.leave()
 			return nil
 		case err := <-ended:
-			ended = nil
+			if ended = nil; err == nil { // ctx is done
+				l.leave()
+			}
 			return err
 		case <-bell:
 			l.again = true
@@ -210,6 +221,7 @@ func (l *loop) close() {
 	for _, w := range l.watches {
 		l.drop(w)
 	}
+	l.disinherit()
 }
 
 // drain has the watches told of what happened until now.
@@ -235,7 +247,7 @@ func (l *loop) serve(ctx context.Context) error {
 		switch {
 		case err == nil:
 		case errors.Is(err, ErrAgain):
-			return nil
+			return l.settle()
 		case errors.Is(err, genl.ErrMalformed):
 			// A watch that came to nothing shows with its first request.
 			l.log.Error("ignoring an item of ksmbd", "err", err)
@@ -243,15 +255,21 @@ func (l *loop) serve(ctx context.Context) error {
 		case errors.Is(err, ErrRetry):
 			l.log.Error("asking ksmbd for an item failed, will try again", "err", err)
 			l.retry = time.After(retryAfter)
-			return nil
+			return l.settle()
 		default:
 			return err
 		}
-		if err := l.drain(); err != nil {
-			if item.FD >= 0 {
-				unix.Close(item.FD)
+		if !l.inherits(item) {
+			err := l.settle()
+			if err == nil {
+				err = l.drain()
 			}
-			return err
+			if err != nil {
+				if item.FD >= 0 {
+					unix.Close(item.FD)
+				}
+				return err
+			}
 		}
 		l.act(item)
 	}
@@ -327,11 +345,11 @@ func (l *loop) arm(item genl.Item, dir *os.File) (*watch, error) {
 		filter: Filter(item.Filter),
 		queue:  queue{limit: int(item.BufferLength), budget: &l.budget},
 	}
-	if item.Rescan {
-		w.queue.overflow()
-	}
 	var err error
 	w.mark, err = l.group.Watch(dir, item.Tree, w.filter.Ops(), func(c fanotify.Change) { l.changed(w, c) })
+	if err == nil && !l.takeOver(w) && item.Rescan {
+		w.queue.overflow()
+	}
 	return w, err
 }
 

@@ -28,15 +28,14 @@ type netlinkWorld struct {
 	t *testing.T
 	d *Daemon
 
-	mu       sync.Mutex
-	family   uint16      // its id, 0 when there is none
-	daemon   *fakeSocket // the registered one
-	errno    unix.Errno  // what register answers, else 0
-	items    [][]byte    // encoded
-	bells    []*fakeSocket
-	sockets  int // open ones
-	log      []string
-	versions []uint32
+	mu      sync.Mutex
+	family  uint16      // its id, 0 when there is none
+	daemon  *fakeSocket // the registered one
+	errno   unix.Errno  // what register answers, else 0
+	items   [][]byte    // encoded
+	bells   []*fakeSocket
+	sockets int // open ones
+	log     []string
 }
 
 // groupOfControl is the group id of nlctrl's notify.
@@ -204,7 +203,7 @@ func encoded(t *testing.T, item genl.Item) []byte {
 }
 
 // running runs a Daemon in w with a fake group.
-func (w *netlinkWorld) running(once bool) (g *world, lines *strings.Builder, end func() error) {
+func (w *netlinkWorld) running(once bool, change ...func(*Daemon)) (g *world, lines *strings.Builder, end func() error) {
 	g = newWorld(w.t)
 	lines = new(strings.Builder)
 	log := slog.New(slog.NewTextHandler(lines, nil))
@@ -214,6 +213,9 @@ func (w *netlinkWorld) running(once bool) (g *world, lines *strings.Builder, end
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.log = append(w.log, fmt.Sprintf("serving %v", s.Serving))
+	}
+	for _, f := range change {
+		f(d)
 	}
 	w.d = d
 	ctx, cancel := context.WithCancel(w.t.Context())
@@ -250,6 +252,42 @@ func TestDaemon(t *testing.T) {
 		g.wake <- struct{}{}
 		synctest.Wait()
 		w.said("1: +a")
+		w.end(end)
+	})
+}
+
+// One daemon ends, the next one goes on, and the third cannot.
+func TestDaemonHandover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30}
+		leaves := func(d *Daemon) { d.Leaves = true }
+		g, _, end := w.running(false, leaves)
+		synctest.Wait()
+		w.queue(encoded(t, g.watchItem(1)))
+		w.queue(encoded(t, requestItem(11, 1)))
+		synctest.Wait()
+		w.end(end)
+		w.said("register 30", "serving true")
+
+		inherits := func(d *Daemon) { d.Inherited = w.d.Left }
+		w.items = [][]byte{encoded(t, g.rescanItem(1)), encoded(t, requestItem(11, 1))}
+		meanwhile := func(d *Daemon) { d.group.(fakeGroup).happens(0, create, "meanwhile") }
+		g, lines, end := w.running(false, leaves, inherits, meanwhile)
+		synctest.Wait()
+		w.said("register 30", "serving true", "11: +meanwhile")
+		if !strings.Contains(lines.String(), "going on where the last daemon ended") {
+			t.Errorf("it says %s", lines)
+		}
+		w.end(end)
+
+		lacks := func(d *Daemon) { d.group.(fakeGroup).lacking = errOther }
+		w.items = [][]byte{encoded(t, g.rescanItem(1))}
+		g, lines, end = w.running(false, lacks, inherits)
+		synctest.Wait()
+		w.said("register 30", "serving true", "register 30", "serving true")
+		if !strings.Contains(lines.String(), "starting over, clients will list their directories anew") || !g.watch[0].closed {
+			t.Errorf("it says %s", lines)
+		}
 		w.end(end)
 	})
 }

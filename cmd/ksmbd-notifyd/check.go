@@ -229,7 +229,7 @@ func (m *machine) checkDaemon(c *checker) {
 // list directories instead. Marks are not limited for root.
 func (m *machine) checkQueue(c *checker) {
 	const name = "fs.fanotify.max_queued_events"
-	text, err := os.ReadFile(filepath.Join(m.root, "proc/sys/fs/fanotify/max_queued_events"))
+	text, err := os.ReadFile(filepath.Join(m.root, limitFile))
 	limit, parseErr := strconv.Atoi(strings.TrimSpace(string(text)))
 	switch err = cmp.Or(err, parseErr); {
 	case err != nil:

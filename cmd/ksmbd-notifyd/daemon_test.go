@@ -8,12 +8,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/genl"
 	"ksmbd-notifyd/ipc"
 )
 
@@ -21,8 +25,8 @@ import (
 // on the machine of a test.
 const noFamily = "the kernel has no generic netlink family ksmbd-notify: load the ksmbd module that has this project's notify patch"
 
-// hearSystemd makes what tells systemd tell the test, and returns what hears it.
-func hearSystemd(t *testing.T) (hear func(want string)) {
+// listenSystemd makes what tells systemd tell the test.
+func listenSystemd(t *testing.T) *net.UnixConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -31,9 +35,16 @@ func hearSystemd(t *testing.T) (hear func(want string)) {
 	}
 	t.Cleanup(func() { socket.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
+	socket.SetReadDeadline(time.Now().Add(30 * time.Second))
+	return socket
+}
+
+// hearSystemd returns what hears what systemd is told.
+func hearSystemd(t *testing.T) (hear func(want string)) {
+	t.Helper()
+	socket := listenSystemd(t)
 	return func(want string) {
 		t.Helper()
-		socket.SetReadDeadline(time.Now().Add(30 * time.Second))
 		b := make([]byte, 1000)
 		n, err := socket.Read(b)
 		if err != nil || string(b[:n]) != want {
@@ -74,6 +85,49 @@ func TestDaemonWaitsAndEnds(t *testing.T) {
 	}
 	if status := <-ended; status != 0 {
 		t.Errorf("status %d", status)
+	}
+}
+
+// What systemd keeps has all that was left, and can be had once.
+func TestStore(t *testing.T) {
+	socket := listenSystemd(t)
+	s := &systemd{log: slog.New(slog.NewTextHandler(t.Output(), nil)), limit: "16384"}
+	queue, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := map[uint64]ipc.Left{1: {Whole: true, Records: []genl.Record{{Action: genl.ActionAdded, Name: "d/\xff", Directory: "\x00\xfe"}}}, 2: {Mounts: []string{"m"}}}
+	s.store(&ipc.Handover{Queue: queue, Family: 30, Watches: left})
+	var kept *os.File
+	for _, name := range []string{storedQueue, storedWatches} {
+		said, rights := make([]byte, 1000), make([]byte, unix.CmsgSpace(4))
+		n, nrights, _, _, err := socket.ReadMsgUnix(said, rights)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "FDSTORE=1\nFDNAME=" + name; string(said[:n]) != want {
+			t.Errorf("systemd hears %q, want %q", said[:n], want)
+		}
+		messages, err := unix.ParseSocketControlMessage(rights[:nrights])
+		if err != nil || len(messages) != 1 {
+			t.Fatalf("%d messages, %v", len(messages), err)
+		}
+		fds, err := unix.ParseUnixRights(&messages[0])
+		if err != nil || len(fds) != 1 {
+			t.Fatalf("%d files, %v", len(fds), err)
+		}
+		kept = os.NewFile(uintptr(fds[0]), name)
+		defer kept.Close()
+	}
+	var h ipc.Handover
+	if err := decode(kept, &h, "131072"); err == nil || h.Watches != nil {
+		t.Error("it can be had though the queue is shorter than one would be now")
+	}
+	if err := decode(kept, &h, s.limit); err != nil || h.Family != 30 || !reflect.DeepEqual(h.Watches, left) {
+		t.Errorf("read %+v, %v", h, err)
+	}
+	if err := decode(kept, &h, s.limit); err == nil {
+		t.Error("it can be had twice")
 	}
 }
 

@@ -132,6 +132,7 @@ func serve(stderr io.Writer, verbose int, once, metrics bool) error {
 	default:
 		defer status.Close()
 	}
+	systemd := &systemd{log: log, limit: queueLimit()}
 	group, err := fanotify.Open(quieter(log))
 	if err != nil {
 		return err
@@ -139,8 +140,8 @@ func serve(stderr io.Writer, verbose int, once, metrics bool) error {
 	defer group.Close()
 	d := ipc.NewDaemon(log, ipc.Fanotify(group))
 	d.Once = once
-	systemd := &systemd{log: log}
 	d.Changed = systemd.changed
+	d.Inherited, d.Leaves = systemd.inherited(), systemd.isThere()
 
 	var tasks errgroup.Group
 	tasks.Go(func() error {
@@ -152,7 +153,11 @@ func serve(stderr io.Writer, verbose int, once, metrics bool) error {
 	if status != nil {
 		tasks.Go(func() error { status.serve(ctx, log, d, metrics); return nil })
 	}
-	return tasks.Wait()
+	err = tasks.Wait()
+	if d.Left != nil {
+		systemd.store(d.Left)
+	}
+	return err
 }
 
 // turn makes the log more verbose at each SIGHUP, and as it was started after

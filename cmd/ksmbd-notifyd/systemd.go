@@ -4,12 +4,17 @@ package main
 
 import (
 	"context"
+	"encoding/gob"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/ipc"
 )
@@ -19,8 +24,9 @@ const tellEvery = 5 * time.Second
 
 // systemd is told what the daemon does, if it is there, see sd_notify(3).
 type systemd struct {
-	log  *slog.Logger
-	last string // what it was told in words
+	log   *slog.Logger
+	limit string // of the fanotify queue
+	last  string // what it was told in words
 }
 
 // changed tells that the daemon serves or waits. The first time is after the
@@ -36,7 +42,7 @@ func (s *systemd) run(ctx context.Context, d *ipc.Daemon) {
 	defer s.tell(daemon.SdNotifyStopping)
 	every := tellEvery
 	switch watchdog, err := daemon.SdWatchdogEnabled(false); {
-	case os.Getenv("NOTIFY_SOCKET") == "":
+	case !s.isThere():
 		<-ctx.Done()
 		return
 	case err != nil:
@@ -65,10 +71,121 @@ func (s *systemd) run(ctx context.Context, d *ipc.Daemon) {
 	}
 }
 
+func (s *systemd) isThere() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
+
 func (s *systemd) tell(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		s.log.Warn("telling systemd failed", "err", err)
 	}
+}
+
+// The names of what systemd keeps for the next daemon, see FDSTORE in sd_notify(3).
+const (
+	storedQueue   = "fanotify"
+	storedWatches = "watches"
+)
+
+// store has systemd keep h for the daemon that it starts next, if it does.
+func (s *systemd) store(h *ipc.Handover) {
+	defer h.Queue.Close()
+	watches, err := encode(h, s.limit)
+	if err == nil {
+		defer watches.Close()
+		err = s.keep(storedQueue, h.Queue)
+	}
+	if err == nil {
+		err = s.keep(storedWatches, watches)
+	}
+	if err != nil {
+		s.log.Warn("leaving watches to the next daemon failed", "err", err)
+	}
+}
+
+// stored is what of a Handover is in a file, and the limit that its queue has
+// had since it was opened.
+type stored struct {
+	Limit   string
+	Family  uint16
+	Watches map[uint64]ipc.Left
+}
+
+// encode puts h in a file of the memory's, since of the disk none is needed.
+func encode(h *ipc.Handover, limit string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(storedWatches, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("creating a memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), storedWatches)
+	if err := gob.NewEncoder(f).Encode(stored{limit, h.Family, h.Watches}); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (s *systemd) keep(name string, f *os.File) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendmsg(fd, []byte("FDSTORE=1\nFDNAME="+name), unix.UnixRights(int(f.Fd())), &unix.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")}, 0)
+}
+
+// inherited returns what the last daemon left to this one, nil for nothing. It
+// can be had once.
+func (s *systemd) inherited() *ipc.Handover {
+	named := make(map[string]*os.File)
+	files := activation.Files(true)
+	for _, f := range files {
+		named[f.Name()] = f
+		s.tell("FDSTOREREMOVE=1\nFDNAME=" + f.Name())
+	}
+	h, watches := &ipc.Handover{Queue: named[storedQueue]}, named[storedWatches]
+	var err error
+	switch {
+	case len(files) == 0:
+		return nil
+	case len(files) != 2 || h.Queue == nil || watches == nil: // or they may be of two daemons
+		err = errors.New("the last daemon left a queue without watches, or watches without a queue")
+	default:
+		err = decode(watches, h, s.limit)
+	}
+	for _, f := range files {
+		if err != nil || f != h.Queue {
+			f.Close()
+		}
+	}
+	if err != nil {
+		s.log.Info("starting over, clients will list their directories anew", "reason", err)
+		return nil
+	}
+	return h
+}
+
+// decode reads what encode wrote, and leaves nothing there: who comes after this
+// daemon must not go on from where this one began.
+func decode(f *os.File, h *ipc.Handover, limit string) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	var s stored
+	if err := gob.NewDecoder(f).Decode(&s); err != nil {
+		return fmt.Errorf("reading what the last daemon left: %w", err)
+	}
+	if s.Limit != limit {
+		return errors.New("fs.fanotify.max_queued_events was changed")
+	}
+	h.Family, h.Watches = s.Family, s.Watches
+	return f.Truncate(0)
+}
+
+// limitFile is, below the root, what limits the fanotify queues that are opened.
+const limitFile = "proc/sys/fs/fanotify/max_queued_events"
+
+func queueLimit() string {
+	limit, _ := os.ReadFile("/" + limitFile) // what cannot be read does not change either
+	return string(limit)
 }
 
 // inWords says in a line what the daemon does.

@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,12 +32,15 @@ func TestSecondDaemon(t *testing.T) {
 	}
 }
 
-// TestDaemonRestart ends the daemon in the middle of changes, by a signal it can and one it cannot catch.
+// TestDaemonRestart ends the daemon in the middle of changes, by a signal it can and one it cannot catch, and as systemd does.
 // Every file made meanwhile must be told, or that the directory must be read again.
 func TestDaemonRestart(t *testing.T) {
 	begin(t)
 	w := startWatch(t, "", user1)
-	for round, end := range []func() error{stopNotifyd, killNotifyd, stopNotifyd, killNotifyd} {
+	stop := func() error { return errors.Join(stopNotifyd(), startNotifyd()) }
+	kill := func() error { return errors.Join(killNotifyd(), startNotifyd()) }
+	restart := func() error { return restartNotifyd(func() error { return nil }) }
+	for round, again := range []func() error{stop, kill, restart, stop, kill, restart} {
 		const n = 60
 		name := func(i int) string { return fmt.Sprintf("round-%d-file-%d", round, i) }
 		made := make(chan error, 1)
@@ -52,10 +56,7 @@ func TestDaemonRestart(t *testing.T) {
 			made <- err
 		}()
 		<-half
-		if err := end(); err != nil {
-			t.Fatal(err)
-		}
-		if err := startNotifyd(); err != nil {
+		if err := again(); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-made; err != nil {
@@ -74,6 +75,65 @@ func TestDaemonRestart(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestHandover: a daemon that systemd restarts goes on where the last one ended. Clients are told what happened when there
+// was none, and need not list their directories anew unless something was mounted there.
+func TestHandover(t *testing.T) {
+	begin(t)
+	if err := os.Mkdir(filepath.Join(share, "below"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(filepath.Join(share, "below"))
+	w, below := startWatch(t, "", user1), startWatch(t, "below", user2)
+	tells := func(w *watcher, want ...record) {
+		t.Helper()
+		got, err := w.told()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *fsType == "overlay" { // its queue has a mark for each directory, and is not handed over
+			want = []record{{action: enumDir}}
+		}
+		if slices.Contains(got, record{action: enumDir}) != (len(want) == 1 && want[0].action == enumDir) {
+			t.Errorf("told %v", got)
+		}
+		for _, r := range want {
+			if !slices.Contains(got, r) {
+				t.Errorf("not told %v: %v", r, got)
+			}
+		}
+	}
+	for round := range 3 {
+		name := func(what string, i int) string { return fmt.Sprintf("%s-%d-%d", what, round, i) }
+		var want []record
+		err := restartNotifyd(func() error {
+			for i := range round * 2 { // nothing happens in the first, and smbclient's buffer takes that of the last
+				path := filepath.Join(share, name("file", i))
+				if err := errors.Join(os.WriteFile(path, nil, 0o644), os.Rename(path, filepath.Join(share, "below", name("in", i)))); err != nil {
+					return err
+				}
+				want = append(want, record{"added", name("file", i)}, record{"removed", name("file", i)}, record{"added", "below/" + name("in", i)})
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tells(w, want...)
+		tells(below)
+	}
+
+	err := restartNotifyd(func() error { return command("mount", "-t", "tmpfs", "none", filepath.Join(share, "below")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	tells(w, record{action: enumDir})
+	if err := restartNotifyd(func() error { return command("umount", filepath.Join(share, "below")) }); err != nil {
+		t.Fatal(err)
+	}
+	tells(w, record{action: enumDir})
+	tells(below, record{action: enumDir}) // of the mount, which left none as it was
 }
 
 func killNotifyd() error {

@@ -89,7 +89,7 @@ var server struct {
 }
 
 func setUp() error {
-	for _, do := range []func() error{makeShare, configure, loadModule, startMountd, startNotifyd} {
+	for _, do := range []func() error{makeShare, configure, loadModule, startMountd, func() error { return startNotifyd() }} {
 		if err := do(); err != nil {
 			return err
 		}
@@ -308,32 +308,55 @@ const (
 	daemonCaps = "-all,+sys_admin,+net_admin,+dac_read_search"
 )
 
-// startNotifyd starts the daemon as the unit does, and returns when it serves.
-func startNotifyd() error {
+// listenAsSystemd opens the socket on which the daemon tells systemd what it does.
+func listenAsSystemd() (*net.UnixConn, error) {
+	if err := os.RemoveAll(systemdSocket); err != nil {
+		return nil, err
+	}
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: systemdSocket, Net: "unixgram"})
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.Chmod(systemdSocket, 0o777), systemd.SetReadDeadline(time.Now().Add(long))); err != nil {
+		systemd.Close()
+		return nil, err
+	}
+	return systemd, nil
+}
+
+const systemdSocket = "/tmp/systemd"
+
+// startNotifyd starts the daemon as the unit does, with the files that the last one had systemd store, and returns when
+// it serves.
+func startNotifyd(stored ...*os.File) error {
 	if *daemon == "" || server.notifyd != nil {
 		return nil
 	}
-	const socket = "/tmp/systemd"
 	const runtimeDir = "/run/ksmbd-notifyd"
-	for _, path := range []string{socket, runtimeDir} {
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
+	if err := os.RemoveAll(runtimeDir); err != nil {
+		return err
 	}
 	if err := errors.Join(os.Mkdir(runtimeDir, 0o700), os.Chown(runtimeDir, daemonUser, daemonUser)); err != nil {
 		return err
 	}
-	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	systemd, err := listenAsSystemd()
 	if err != nil {
 		return err
 	}
 	defer systemd.Close()
-	if err := errors.Join(os.Chmod(socket, 0o777), systemd.SetReadDeadline(time.Now().Add(long))); err != nil {
-		return err
-	}
-	server.notifyd, err = start("notifyd", "env", "NOTIFY_SOCKET="+socket, "nice", "-n", "-10",
+	argv := []string{"nice", "-n", "-10",
 		"setpriv", fmt.Sprintf("--reuid=%d", daemonUser), fmt.Sprintf("--regid=%d", daemonUser), "--clear-groups", "--no-new-privs",
-		"--inh-caps="+daemonCaps, "--ambient-caps="+daemonCaps, "--bounding-set="+daemonCaps, *daemon, "-n", "-vv", "--metrics")
+		"--inh-caps=" + daemonCaps, "--ambient-caps=" + daemonCaps, "--bounding-set=" + daemonCaps, *daemon, "-n", "-vv", "--metrics"}
+	variables := []string{"NOTIFY_SOCKET=" + systemdSocket}
+	if len(stored) > 0 {
+		var names []string
+		for _, f := range stored {
+			names = append(names, f.Name())
+		}
+		variables = append(variables, fmt.Sprintf("LISTEN_FDS=%d", len(stored)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+		argv = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, argv...)
+	}
+	server.notifyd, err = startWith(stored, "notifyd", append(append([]string{"env"}, variables...), argv...)...)
 	if err != nil {
 		return err
 	}
@@ -346,6 +369,63 @@ func startNotifyd() error {
 			return nil
 		}
 	}
+}
+
+// restartNotifyd restarts the daemon as systemd does, which keeps for it what it stores. Meanwhile, when there is none,
+// something is done.
+func restartNotifyd(meanwhile func() error) error {
+	systemd, err := listenAsSystemd()
+	if err != nil {
+		return err
+	}
+	defer systemd.Close()
+	if err := stopNotifyd(); err != nil {
+		return err
+	}
+	stored, err := storedFiles(systemd)
+	for _, f := range stored {
+		defer f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	if err := meanwhile(); err != nil {
+		return err
+	}
+	return startNotifyd(stored...)
+}
+
+// storedFiles returns what the daemon has had systemd store before it ended, see FDSTORE in sd_notify(3).
+func storedFiles(systemd *net.UnixConn) (files []*os.File, err error) {
+	if err := systemd.SetReadDeadline(time.Now().Add(time.Second)); err != nil { // all of it has been sent
+		return nil, err
+	}
+	said, rights := make([]byte, 1024), make([]byte, unix.CmsgSpace(4))
+	for len(files) < 2 {
+		n, nrights, _, _, err := systemd.ReadMsgUnix(said, rights)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return files, nil
+		}
+		if err != nil {
+			return files, err
+		}
+		name, ok := strings.CutPrefix(string(said[:n]), "FDSTORE=1\nFDNAME=")
+		if !ok {
+			continue
+		}
+		messages, err := unix.ParseSocketControlMessage(rights[:nrights])
+		if err != nil || len(messages) != 1 {
+			return files, fmt.Errorf("%s is stored with %d messages: %w", name, len(messages), err)
+		}
+		fds, err := unix.ParseUnixRights(&messages[0])
+		if err != nil {
+			return files, err
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), name))
+		}
+	}
+	return files, nil
 }
 
 func stopNotifyd() error {
@@ -365,14 +445,17 @@ type process struct {
 	err  error         // how it ended, once done is closed
 }
 
-func start(name string, argv ...string) (*process, error) {
+func start(name string, argv ...string) (*process, error) { return startWith(nil, name, argv...) }
+
+// startWith starts a program that has files from descriptor 3 on.
+func startWith(files []*os.File, name string, argv ...string) (*process, error) {
 	log, err := os.OpenFile(filepath.Join(results, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
 	p := &process{name: name, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = log, log, files
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}

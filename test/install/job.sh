@@ -101,10 +101,22 @@ rm -r /run/systemd/system/ksmbd-notifyd.service.d
 systemctl daemon-reload && timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd"
 say "a daemon that hangs is killed and started anew, and a client that watches goes on to be told"
 
+# unbroken WHEN: the client was told to list nothing.
+unbroken() {
+	! grep ENUM_DIR /tmp/told && journalctl --no-pager -b -u ksmbd-notifyd | grep -q 'going on where the last daemon ended' ||
+		{ cat /tmp/told; fail "$1 a client is told to list its directory anew"; }
+}
+mkdir -p /run/systemd/system/ksmbd-notifyd.service.d
+printf '[Service]\nExecStopPost=+touch %s/meanwhile\n' $dir > /run/systemd/system/ksmbd-notifyd.service.d/meanwhile.conf
+systemctl daemon-reload
 watch
 within 30 told before-restart || fail "the client that watches over a restart"
 timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd"
 within 30 told after-restart || { cat /tmp/told; fail "a client that watches over a restart of ksmbd-notifyd is told nothing after"; }
+grep -q '^0001 meanwhile' /tmp/told || { cat /tmp/told; fail "a client is not told of what happened while ksmbd-notifyd was restarted"; }
+unbroken "over a restart of ksmbd-notifyd"
+rm -r /run/systemd/system/ksmbd-notifyd.service.d
+systemctl daemon-reload
 mkdir /srv/share/mnt
 mount -t tmpfs none /srv/share/mnt
 within 30 told with-a-mount-below || fail "with a mount below the watched directory no client is told"
@@ -112,7 +124,7 @@ journalctl --no-pager -b -u ksmbd-notifyd | grep 'cannot be watched' && fail "in
 umount /srv/share/mnt || fail "the daemon keeps a mount from being unmounted"
 rmdir /srv/share/mnt
 unwatch
-say "a client that watches over a restart of ksmbd-notifyd goes on to be told, a mount below its directory is no hindrance"
+say "a client that watches over a restart of ksmbd-notifyd is told all of what happened meanwhile, a mount below its directory is no hindrance"
 timeout 60 systemctl restart ksmbd || fail "restarting ksmbd"
 within 30 serving || fail "ksmbd does not serve after its restart"
 notifies after-ksmbd-restarted
@@ -120,10 +132,15 @@ notifies after-ksmbd-restarted
 quietly dpkg -i /root/debs/ksmbd-notifyd_"$old"_*.deb || fail "downgrading the daemon"
 version "$old" && within 30 active || fail "after the downgrade: $(ksmbd-notifyd --version)"
 notifies after-downgrade
+watch
+within 30 told before-upgrade || fail "the client that watches over an upgrade"
 before=$(pid)
 quietly dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "upgrading the daemon"
 version "$new" && within 30 restarted || fail "after the upgrade: $(ksmbd-notifyd --version)"
-notifies after-upgrade
+within 30 told after-upgrade || { cat /tmp/told; fail "a client that watches over an upgrade is told nothing after"; }
+unbroken "over an upgrade"
+unwatch
+say "an upgrade is nothing that clients notice"
 systemctl --quiet disable --now ksmbd-notifyd
 quietly dpkg -i /root/debs/ksmbd-notifyd_"$new"_*.deb || fail "upgrading the disabled daemon"
 ! active && ! systemctl --quiet is-enabled ksmbd-notifyd || fail "an upgrade enabled what the administrator had disabled"

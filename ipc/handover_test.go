@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/genl"
+)
+
+const family = 30
+
+func (w *world) rescanItem(id uint64) genl.Item {
+	item := w.watchItem(id)
+	item.Rescan = true
+	return item
+}
+
+// heir returns a loop that has inherited the watches.
+func heir(t *testing.T, watches map[uint64]Left) *world {
+	t.Helper()
+	w := newWorld(t)
+	queue, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { queue.Close() })
+	w.loop.inherit(&Handover{Queue: queue, Family: family, Watches: watches}, family)
+	w.told("inherit")
+	return w
+}
+
+// What a daemon says it has told, no client misses.
+func TestLeave(t *testing.T) {
+	w := newWorld(t)
+	w.loop.leaves, w.mounts = true, []string{"m"}
+	w.served(w.watchItem(1), requestItem(11, 1), w.watchItem(2), w.watchItem(3), w.watchItem(4), requestItem(44, 4))
+	w.happens(0, fanotify.Create, "told")
+	w.happens(1, fanotify.Create, "waits")
+	w.happens(2, fanotify.Gone)
+	w.happens(3, fanotify.Overflow)
+	w.drained()
+	w.told("11: +told", "44: ENUM_DIR")
+	// ksmbd doubts that the first was in time.
+	w.items = []any{w.rescanItem(1), w.watchItem(5)}
+	w.unsettled = 2
+	w.loop.leave()
+	w.told("detach")
+	want := map[uint64]bool{1: false, 2: true, 3: false, 4: true, 5: true}
+	got := make(map[uint64]bool)
+	for id, l := range w.loop.left.Watches {
+		got[id] = l.Whole
+		if len(l.Mounts) != 1 {
+			t.Errorf("mounts of %d: %q", id, l.Mounts)
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("left %v, want %v", got, want)
+	}
+	if records := recordString(w.loop.left.Watches[2].Records); records != "+waits" {
+		t.Errorf("left records %q", records)
+	}
+}
+
+// A daemon that cannot be sure leaves nothing.
+func TestLeaveNothing(t *testing.T) {
+	for name, doubt := range map[string]func(w *world){
+		"nobody to leave it to": func(w *world) { w.loop.leaves = false },
+		"no watches":            func(w *world) { w.served(unwatchItem(1)) },
+		"ksmbd cannot be asked": func(w *world) { w.items = []any{ErrRetry} },
+		"ksmbd has gone":        func(w *world) { w.items = []any{errOther} },
+		"not settled itself":    func(w *world) { w.loop.inheriting = true },
+		"requests without end": func(w *world) {
+			w.slow = leaveWithin / 2
+			w.items = []any{cancelItem(1), cancelItem(2), cancelItem(3)}
+		},
+		"changes without end": func(w *world) { w.unsettled = 1e6 },
+		"a failed completion": func(w *world) {
+			w.answers = []error{errOther, errOther}
+			w.happens(0, fanotify.Create, "a")
+			w.served(requestItem(11, 1))
+			w.told("11: +a", "11: ENUM_DIR")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.loop.leaves = true
+				w.served(w.watchItem(1))
+				doubt(w)
+				w.loop.leave()
+				w.told()
+				if w.loop.left != nil {
+					t.Errorf("left %v", w.loop.left)
+				}
+			})
+		})
+	}
+}
+
+// What happened while no daemon was there is told once all watches are there
+// again, to those that had been told all else; the others list anew.
+func TestInherit(t *testing.T) {
+	waits := []genl.Record{{Action: genl.ActionRemoved, Name: "waits"}}
+	w := heir(t, map[uint64]Left{1: {Whole: true, Records: waits}, 2: {Records: waits}, 3: {Whole: true, Mounts: []string{"m"}}, 4: {Whole: true, Records: waits}})
+	w.happens(0, fanotify.Create, "meanwhile")
+	w.happens(3, fanotify.Create, "meanwhile")
+	w.items = []any{w.rescanItem(1), requestItem(11, 1), w.rescanItem(2), requestItem(22, 2), w.rescanItem(3), requestItem(33, 3), w.rescanItem(4)}
+	for len(w.items) > 1 {
+		next := w.items[0].(genl.Item)
+		w.items = w.items[1:]
+		if !w.loop.inherits(next) {
+			t.Fatalf("item %+v is not inherited", next)
+		}
+		w.loop.act(next)
+	}
+	w.told("11: -waits", "22: ENUM_DIR", "33: ENUM_DIR")
+	w.items = append(w.items, requestItem(12, 1))
+	w.served(w.rescanItem(5), requestItem(55, 5), requestItem(44, 4))
+	w.told("confirm", "12: +meanwhile", "55: ENUM_DIR", "44: -waits +meanwhile")
+	w.loop.close()
+	w.told()
+}
+
+// Only a daemon that has all marks of the last one, and no more, goes on.
+func TestInheritNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(w *world)
+		items  func(w *world) []any
+		told   []string
+	}{
+		"a watch ended": {
+			items: func(w *world) []any { return []any{w.rescanItem(1)} },
+		},
+		"a watch ended and another began": {
+			items: func(w *world) []any { return []any{w.rescanItem(1), w.rescanItem(3)} },
+		},
+		"directories were removed": {
+			change: func(w *world) { w.refuse = unix.ENOENT },
+			items:  func(w *world) []any { return []any{w.rescanItem(1), w.rescanItem(2)} },
+			told:   []string{"armed 1: ENOENT", "armed 2: ENOENT"},
+		},
+		"ksmbd cannot be asked": {
+			items: func(w *world) []any { return []any{w.rescanItem(1), ErrRetry} },
+		},
+		"a mark is missing": {
+			change: func(w *world) { w.lacking = errOther },
+			items:  func(w *world) []any { return []any{w.rescanItem(1), w.rescanItem(2)} },
+			told:   []string{"confirm"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := heir(t, map[uint64]Left{1: {Whole: true}, 2: {Whole: true}})
+			if c.change != nil {
+				c.change(w)
+			}
+			w.happens(0, fanotify.Create, "meanwhile")
+			w.items = c.items(w)
+			if err := w.loop.serve(t.Context()); !errors.Is(err, errHeritage) {
+				t.Errorf("serve: %v", err)
+			}
+			w.loop.close()
+			w.told(append(c.told, "detach")...)
+			for _, f := range w.watch {
+				if !f.closed {
+					t.Error("a watch is left open")
+				}
+			}
+		})
+	}
+}
+
+// A queue of another ksmbd's watches, or that is none, is left alone.
+func TestInheritOther(t *testing.T) {
+	w := newWorld(t)
+	w.loop.inherit(&Handover{Family: family + 1, Watches: map[uint64]Left{1: {Whole: true}}}, family)
+	w.told()
+	w.refuse = errOther
+	w.loop.inherit(&Handover{Family: family, Watches: map[uint64]Left{1: {Whole: true}}}, family)
+	w.told("inherit")
+	w.refuse = nil
+	w.served(w.rescanItem(1), requestItem(11, 1))
+	w.told("11: ENUM_DIR")
+}
+
+// Until the causes of what waits in the queue are out of reach, a change may be
+// of anything.
+func TestInheritCauses(t *testing.T) {
+	w := heir(t, map[uint64]Left{1: {Whole: true}})
+	w.caused = genl.Causes{Causes: []genl.Cause{{Thread: 7, Filter: uint32(Size), File: "f"}}}
+	item := w.rescanItem(1)
+	item.Filter = uint32(Security)
+	w.change(0, fanotify.Change{Op: fanotify.Attrib, Thread: 7, File: []byte("f"), Read: 1}, "a")
+	w.served(item, requestItem(11, 1), cancelItem(0))
+	w.told("confirm", "11: *a")
+}
