@@ -36,7 +36,7 @@ func inherit(t *testing.T, queue *os.File) *Group {
 
 // TestHandover: what happens while nobody reads is told by the next group as if
 // it had been there, marks that were too little are noticed, and in the end
-// nothing is left of them.
+// no file is left open.
 func TestHandover(t *testing.T) {
 	for _, kind := range []string{"tmpfs", "ext4", "btrfs", "subvolume"} {
 		t.Run(kind, func(t *testing.T) {

@@ -46,6 +46,7 @@ const (
 	ARegisterMaxBufferLength = 2
 	ARegisterAckTimeout      = 3
 	ARegisterRelease         = 4
+	ARegisterRegistrations   = 5
 )
 
 // Attributes of an item.

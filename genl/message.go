@@ -23,6 +23,7 @@ type Register struct {
 	MaxBufferLength uint32 // bytes, of any watch or request
 	AckTimeout      uint32 // milliseconds
 	Release         string // of the module, for people
+	Registrations   uint32 // of all daemons so far, 0 from older modules
 }
 
 // Item is what next hands out. Which fields count depends on Type, see the
@@ -85,6 +86,9 @@ func (m Register) Encode() ([]byte, error) {
 	if m.Release != "" {
 		ae.String(ARegisterRelease, m.Release)
 	}
+	if m.Registrations != 0 {
+		ae.Uint32(ARegisterRegistrations, m.Registrations)
+	}
 	return ae.Encode()
 }
 
@@ -101,6 +105,8 @@ func DecodeRegister(b []byte) (Register, error) {
 			m.AckTimeout = ad.Uint32()
 		case ARegisterRelease:
 			m.Release = ad.String()
+		case ARegisterRegistrations:
+			m.Registrations = ad.Uint32()
 		}
 	})
 	if err != nil {

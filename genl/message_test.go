@@ -60,7 +60,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("causes %+v came back as %+v, %v", want, got, err)
 		}
 	}
-	for _, want := range []Register{{Version: 1}, {1, 8 << 20, 2000, "1.0"}} {
+	for _, want := range []Register{{Version: 1}, {1, 8 << 20, 2000, "1.0", 7}} {
 		if got, err := DecodeRegister(encode(t, want)); err != nil || got != want {
 			t.Errorf("register %+v came back as %+v, %v", want, got, err)
 		}
@@ -267,7 +267,7 @@ func FuzzDecodeCauses(f *testing.F) {
 }
 
 func FuzzDecodeRegister(f *testing.F) {
-	f.Add(encode(f, Register{1, 2, 3, "4"}))
+	f.Add(encode(f, Register{1, 2, 3, "4", 5}))
 	fuzz(f, DecodeRegister)
 }
 

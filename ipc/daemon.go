@@ -188,11 +188,11 @@ func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{
 	d.loop.stats, d.loop.asks, d.loop.answer = &d.stats, d.asks, d.answer
 	d.loop.leaves = d.Leaves
 	if inherited != nil {
-		d.loop.inherit(inherited, family.ID)
+		d.loop.inherit(inherited, family.ID, k.registrations)
 	}
 	defer func() {
 		if d.Left = d.loop.left; d.Left != nil {
-			d.Left.Family = family.ID
+			d.Left.Family, d.Left.Registrations = family.ID, k.registrations
 		}
 		d.loop = nil
 	}()

@@ -27,9 +27,10 @@ var errHeritage = errors.New("cannot go on where the last daemon ended")
 // told of the watches in it. ksmbd offers its watches to each daemon, with rescan;
 // it need not be done for those of which nothing is lost.
 type Handover struct {
-	Queue   *os.File        // to be closed by whoever got it
-	Family  uint16          // of the ksmbd that the watches are of
-	Watches map[uint64]Left // all there were, by id
+	Queue         *os.File        // to be closed by whoever got it
+	Family        uint16          // of the ksmbd that the watches are of
+	Registrations uint32          // with it, the one of the daemon that leaves this being the last
+	Watches       map[uint64]Left // all there were, by id
 }
 
 // Left is a watch in a Handover.
@@ -80,11 +81,12 @@ type heritage struct {
 }
 
 // inherit has the loop go on where the last daemon ended, if that was with the
-// same ksmbd.
-func (l *loop) inherit(h *Handover, family uint16) {
+// same ksmbd. What another one has told meanwhile would be told twice, and of
+// directories that were renamed that is wrong.
+func (l *loop) inherit(h *Handover, family uint16, registrations uint32) {
 	defer h.Queue.Close() // the group has its own
-	err := fmt.Errorf("%w: ksmbd was loaded anew", errHeritage)
-	if h.Family == family {
+	err := fmt.Errorf("%w: ksmbd was loaded anew, or has had another daemon", errHeritage)
+	if h.Family == family && h.Registrations+1 == registrations {
 		err = l.group.Inherit(h.Queue)
 	}
 	if err != nil {

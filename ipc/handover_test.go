@@ -32,7 +32,7 @@ func heir(t *testing.T, watches map[uint64]Left) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { queue.Close() })
-	w.loop.inherit(&Handover{Queue: queue, Family: family, Watches: watches}, family)
+	w.loop.inherit(&Handover{Queue: queue, Family: family, Registrations: 3, Watches: watches}, family, 4)
 	w.told("inherit")
 	return w
 }
@@ -177,13 +177,17 @@ func TestInheritNothing(t *testing.T) {
 	}
 }
 
-// A queue of another ksmbd's watches, or that is none, is left alone.
+// A queue of another ksmbd's watches is left alone, and one that another daemon came
+// after, or that is none.
 func TestInheritOther(t *testing.T) {
 	w := newWorld(t)
-	w.loop.inherit(&Handover{Family: family + 1, Watches: map[uint64]Left{1: {Whole: true}}}, family)
+	left := Handover{Family: family, Registrations: 3, Watches: map[uint64]Left{1: {Whole: true}}}
+	w.loop.inherit(&left, family+1, 4)
+	w.loop.inherit(&left, family, 5)
+	w.loop.inherit(&left, family, 0) // a module that does not say
 	w.told()
 	w.refuse = errOther
-	w.loop.inherit(&Handover{Family: family, Watches: map[uint64]Left{1: {Whole: true}}}, family)
+	w.loop.inherit(&left, family, 4)
 	w.told("inherit")
 	w.refuse = nil
 	w.served(w.rescanItem(1), requestItem(11, 1))

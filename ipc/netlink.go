@@ -103,6 +103,8 @@ type ksmbd struct {
 	log    *slog.Logger
 	socket socket
 	family genetlink.Family
+
+	registrations uint32 // of all daemons so far, once this one is registered
 }
 
 func (k *ksmbd) execute(cmd uint8, data []byte, flags netlink.HeaderFlags) ([]genetlink.Message, error) {
@@ -144,6 +146,7 @@ func (k *ksmbd) register() (release string, err error) {
 	if err := errors.Join(k.socket.SetReadBuffer(size), k.socket.SetWriteBuffer(size)); err != nil {
 		return "", fmt.Errorf("sizing netlink socket to %d bytes: %w", size, err)
 	}
+	k.registrations = reply.Registrations
 	k.log.Info("registered with ksmbd", "module", reply.Release)
 	return reply.Release, nil
 }

@@ -34,7 +34,8 @@ type netlinkWorld struct {
 	errno   unix.Errno  // what register answers, else 0
 	items   [][]byte    // encoded
 	bells   []*fakeSocket
-	sockets int // open ones
+	sockets int    // open ones
+	count   uint32 // of registrations
 	log     []string
 }
 
@@ -159,8 +160,9 @@ func (s *fakeSocket) Execute(m genetlink.Message, family uint16, flags netlink.H
 			return fail(w.errno)
 		}
 		w.daemon = s
+		w.count++
 		w.log = append(w.log, fmt.Sprintf("register %d", family))
-		reply, err := genl.Register{Version: 1, MaxBufferLength: 1 << 20, AckTimeout: 2000, Release: "1.0"}.Encode()
+		reply, err := genl.Register{Version: 1, MaxBufferLength: 1 << 20, AckTimeout: 2000, Release: "1.0", Registrations: w.count}.Encode()
 		return []genetlink.Message{{Data: reply}}, err
 	case w.daemon != s:
 		return fail(unix.EPERM)

@@ -134,6 +134,7 @@ static u64 notify_last_id;
 
 /* The registered daemon's port id or 0, and what it was handed last. */
 static u32 notify_daemon;
+static u32 notify_registrations;		/* of all daemons so far */
 static struct notify_item *notify_inflight;	/* a reference */
 static u32 notify_inflight_type;
 static unsigned long notify_progress;		/* when it last did one */
@@ -1058,16 +1059,18 @@ static void notify_offer_all(void)
 /**
  * ksmbd_notify_register() - a daemon takes up its work
  * @daemon:	port id of its socket
+ * @registrations:	set to how many there were, this one included
  *
  * Return:	0, or -EBUSY if there is one already
  */
-int ksmbd_notify_register(u32 daemon)
+int ksmbd_notify_register(u32 daemon, u32 *registrations)
 {
 	int err = 0;
 
 	spin_lock(&notify_lock);
 	if (!notify_daemon) {
 		notify_daemon = daemon;
+		*registrations = ++notify_registrations;
 		notify_offer_all();
 	} else {
 		err = -EBUSY;

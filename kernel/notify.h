@@ -107,7 +107,7 @@ struct ksmbd_notify_cause {
 #define KSMBD_NOTIFY_MAX_CAUSES	256
 
 /* For notify_netlink.c; daemon is the port id of the calling socket */
-int ksmbd_notify_register(u32 daemon);
+int ksmbd_notify_register(u32 daemon, u32 *registrations);
 void ksmbd_notify_unregister(u32 daemon);
 int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next);
 void ksmbd_notify_unpop(u32 daemon);

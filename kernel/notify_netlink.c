@@ -36,6 +36,7 @@ static void *notify_put(struct sk_buff *msg, struct genl_info *info)
 
 static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 {
+	struct nlattr *registrations;
 	struct sk_buff *msg;
 	void *hdr;
 	int err;
@@ -65,9 +66,15 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 		nlmsg_free(msg);
 		return -EMSGSIZE;
 	}
+	registrations = nla_reserve(msg, KSMBD_NOTIFY_A_REGISTER_REGISTRATIONS,
+				    sizeof(u32));
+	if (!registrations) {
+		nlmsg_free(msg);
+		return -EMSGSIZE;
+	}
 	genlmsg_end(msg, hdr);
 
-	err = ksmbd_notify_register(info->snd_portid);
+	err = ksmbd_notify_register(info->snd_portid, nla_data(registrations));
 	if (err) {
 		GENL_SET_ERR_MSG(info, "another daemon is registered");
 		nlmsg_free(msg);

@@ -104,9 +104,10 @@ func (s *systemd) store(h *ipc.Handover) {
 // stored is what of a Handover is in a file, and the limit that its queue has
 // had since it was opened.
 type stored struct {
-	Limit   string
-	Family  uint16
-	Watches map[uint64]ipc.Left
+	Limit         string
+	Family        uint16
+	Registrations uint32
+	Watches       map[uint64]ipc.Left
 }
 
 // encode puts h in a file of the memory's, since of the disk none is needed.
@@ -116,7 +117,7 @@ func encode(h *ipc.Handover, limit string) (*os.File, error) {
 		return nil, fmt.Errorf("creating a memfd: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), storedWatches)
-	if err := gob.NewEncoder(f).Encode(stored{limit, h.Family, h.Watches}); err != nil {
+	if err := gob.NewEncoder(f).Encode(stored{limit, h.Family, h.Registrations, h.Watches}); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -132,8 +133,7 @@ func (s *systemd) keep(name string, f *os.File) error {
 	return unix.Sendmsg(fd, []byte("FDSTORE=1\nFDNAME="+name), unix.UnixRights(int(f.Fd())), &unix.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")}, 0)
 }
 
-// inherited returns what the last daemon left to this one, nil for nothing. It
-// can be had once.
+// inherited returns what the last daemon left to this one, nil for nothing.
 func (s *systemd) inherited() *ipc.Handover {
 	named := make(map[string]*os.File)
 	files := activation.Files(true)
@@ -163,8 +163,7 @@ func (s *systemd) inherited() *ipc.Handover {
 	return h
 }
 
-// decode reads what encode wrote, and leaves nothing there: who comes after this
-// daemon must not go on from where this one began.
+// decode reads what encode wrote.
 func decode(f *os.File, h *ipc.Handover, limit string) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -176,8 +175,8 @@ func decode(f *os.File, h *ipc.Handover, limit string) error {
 	if s.Limit != limit {
 		return errors.New("fs.fanotify.max_queued_events was changed")
 	}
-	h.Family, h.Watches = s.Family, s.Watches
-	return f.Truncate(0)
+	h.Family, h.Registrations, h.Watches = s.Family, s.Registrations, s.Watches
+	return nil
 }
 
 // limitFile is, below the root, what limits the fanotify queues that are opened.

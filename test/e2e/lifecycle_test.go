@@ -124,7 +124,15 @@ func TestHandover(t *testing.T) {
 		tells(below)
 	}
 
-	err := restartNotifyd(func() error { return command("mount", "-t", "tmpfs", "none", filepath.Join(share, "below")) })
+	// A daemon that knows nothing of handovers comes and goes: what it has told is not told again.
+	err := restartNotifyd(func() error { return errors.Join(startNotifyd(), stopNotifyd()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	tells(w, record{action: enumDir})
+	tells(below, record{action: enumDir})
+
+	err = restartNotifyd(func() error { return command("mount", "-t", "tmpfs", "none", filepath.Join(share, "below")) })
 	if err != nil {
 		t.Fatal(err)
 	}
