@@ -4,8 +4,6 @@ package fanotify
 
 import (
 	"bytes"
-	"context"
-	"log/slog"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,7 +54,6 @@ func (g *Group) tell(off int) int {
 // finds out who created and who removed names, and returns false if part of the
 // queue was lost.
 func (g *Group) learn(off int) bool {
-	debug := g.log.Enabled(context.Background(), slog.LevelDebug)
 	for off < len(g.buf) {
 		size, _, mask, err := eventHeader(g.buf[off:])
 		if err == nil && mask&unix.FAN_CREATE != 0 {
@@ -65,13 +62,10 @@ func (g *Group) learn(off int) bool {
 		if err == nil && mask&unix.FAN_DELETE != 0 {
 			g.remover = both(g.remover, eventThread(g.buf[off:]))
 		}
-		if err == nil && (debug || movesDir(mask)) {
+		if err == nil && movesDir(mask) {
 			var e event
 			if _, err = e.decode(g.buf[off:]); err == nil {
 				g.learnEvent(&e)
-			}
-			if debug {
-				g.log.Debug("fanotify", "event", e.String())
 			}
 		}
 		if err != nil {

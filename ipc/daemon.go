@@ -20,13 +20,16 @@ type Daemon struct {
 	log   *slog.Logger
 	group Group
 	dial  func() (socket, error) // dialSocket but in tests
-	asks  chan ask
+	asks  chan func()
+	ended chan struct{} // closed when Run returns
 
 	// Of the goroutine that serves.
-	state Status // what of it outlives a loop
-	stats stats
-	loop  *loop // nil when not serving
+	state   Status // what of it outlives a loop
+	stats   *stats
+	control control
+	loop    *loop // nil when not serving
 
+	Policy    Policy       // at first, see SetPolicy
 	Once      bool         // fail with ErrNoFamily rather than wait for one
 	Changed   func(Status) // called when Serving or Waiting may have changed
 	Inherited *Handover    // by the last daemon, if it left something
@@ -36,11 +39,13 @@ type Daemon struct {
 
 // NewDaemon returns a Daemon that is yet to Run.
 func NewDaemon(log *slog.Logger, g Group) *Daemon {
-	return &Daemon{log: log, group: g, dial: dialSocket, asks: make(chan ask), Changed: func(Status) {}}
+	return &Daemon{log: log, group: g, dial: dialSocket, asks: make(chan func()), ended: make(chan struct{}), stats: newStats(), Changed: func(Status) {}}
 }
 
 // Run serves until ctx is done, which is no error. It is called once.
 func (d *Daemon) Run(ctx context.Context) error {
+	defer close(d.ended)
+	d.control.policy = d.Policy
 	// Two sockets, since waiting for the doorbell blocks all else on one.
 	bell, err := d.openBell()
 	if err != nil {
@@ -141,8 +146,8 @@ func (d *Daemon) pause(ctx context.Context, rings <-chan struct{}, timer <-chan 
 			return true
 		case <-timer:
 			return true
-		case a := <-d.asks:
-			d.answer(a)
+		case fn := <-d.asks:
+			fn()
 		}
 	}
 }
@@ -185,7 +190,7 @@ func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{
 	}
 	d.change(true, nil)
 	d.loop = newLoop(d.log, k, d.group)
-	d.loop.stats, d.loop.asks, d.loop.answer = &d.stats, d.asks, d.answer
+	d.loop.stats, d.loop.control, d.loop.asks = d.stats, &d.control, d.asks
 	d.loop.leaves = d.Leaves
 	if inherited != nil {
 		d.loop.inherit(inherited, family.ID, k.registrations)

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -99,6 +101,7 @@ type watch struct {
 	pending []request // oldest first
 	gone    bool      // the directory was removed
 	about   WatchStatus
+	log     *slog.Logger
 }
 
 // request is a client's that waits for records of a watch.
@@ -118,14 +121,17 @@ type loop struct {
 	budget  budget
 	causes  causes
 	stats   *stats
+	control *control
+	users   map[string]int // watches by their user
 	heritage
 	leaves bool      // whether there is to be a handover to the next daemon
 	left   *Handover // what that is, after run
 
-	again  bool             // ksmbd is to be asked for items
-	retry  <-chan time.Time // when to try again, after an error; else nil
-	asks   <-chan ask       // passed on to answer
-	answer func(ask)
+	again bool             // ksmbd is to be asked for items
+	retry <-chan time.Time // when to try again, after an error; else nil
+	asks  <-chan func()    // to be called
+	woke  atomic.Int64     // when the queue was found to hold something that is not read yet, in ns of Unix time; else 0
+	read  time.Time        // when what is told now was there to be read
 }
 
 func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
@@ -135,7 +141,9 @@ func newLoop(log *slog.Logger, k Kernel, g Group) *loop {
 		waiting: make(map[uint64]*watch),
 		budget:  budget{limit: maxQueued},
 		causes:  causes{fetch: k.Causes},
-		stats:   new(stats),
+		stats:   newStats(),
+		control: new(control),
+		users:   make(map[string]int),
 		again:   true, // what was queued before bell could ring
 	}
 }
@@ -183,8 +191,8 @@ func (l *loop) run(ctx context.Context, bell <-chan struct{}) error {
 			for _, w := range l.watches {
 				l.deliver(w)
 			}
-		case a := <-l.asks:
-			l.answer(a)
+		case fn := <-l.asks:
+			fn()
 		case <-readable:
 			if err := l.drain(); err != nil {
 				return err
@@ -203,6 +211,7 @@ func (l *loop) await(ctx context.Context, readable chan<- struct{}) error {
 			}
 			return err
 		}
+		l.woke.CompareAndSwap(0, time.Now().UnixNano())
 		select {
 		case readable <- struct{}{}: // the loop drains now
 		case <-ctx.Done():
@@ -226,11 +235,16 @@ func (l *loop) close() {
 
 // drain has the watches told of what happened until now.
 func (l *loop) drain() error {
+	l.read = time.Now()
+	if woke := l.woke.Swap(0); woke != 0 {
+		l.read = time.Unix(0, woke)
+	}
 	l.causes.next()
 	before := l.group.Overflows()
 	err := l.group.Drain()
 	if n := l.group.Overflows() - before; n > 0 {
 		l.stats.total.QueueOverflows += n
+		l.stats.note(Incident{Kind: QueueOverflow, Reason: "more changed at once than fs.fanotify.max_queued_events"})
 		l.log.Warn("the fanotify queue overflowed, clients will list their directories anew: " +
 			"if that is often, raise fs.fanotify.max_queued_events")
 	}
@@ -301,6 +315,11 @@ func (l *loop) watch(item genl.Item) {
 	}
 	dir := os.NewFile(uintptr(item.FD), path)
 	filesystem, device := FilesystemOf(dir)
+	about := WatchStatus{
+		ID: item.WatchID, Directory: path, Tree: item.Tree, Filter: Filter(item.Filter).String(), User: item.User, Share: item.Share,
+		Since: time.Now(), Filesystem: filesystem, Device: device,
+	}
+	log := l.control.logger(l.log, about)
 	w := l.watches[item.WatchID]
 	known := w != nil
 	if known {
@@ -309,28 +328,28 @@ func (l *loop) watch(item genl.Item) {
 		w, err = l.arm(item, dir)
 	}
 	// Not before: whoever asked may be changing things already.
-	l.log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree, "filter", Filter(item.Filter),
+	log.Debug("watch", "watch", item.WatchID, "path", path, "tree", item.Tree, "filter", Filter(item.Filter),
 		"buffer", item.BufferLength, "rescan", item.Rescan, "user", item.User, "share", item.Share)
 	switch {
 	case known:
 		l.lose(w, lostBelow)
 	case err != nil:
 		level := slog.LevelWarn
-		if errors.Is(err, unix.ENOENT) { // removed meanwhile
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, errOff) { // removed meanwhile, or it is as wanted
 			level = slog.LevelDebug
 		}
-		l.log.Log(context.Background(), level, "directory cannot be watched, its client is refused: see ksmbd-notifyd check",
+		log.Log(context.Background(), level, "directory cannot be watched, its client is refused: see ksmbd-notifyd check",
 			"path", path, "filesystem", filesystem, "tree", item.Tree, "err", err)
 		l.stats.total.Refused++
+		l.stats.note(Incident{Kind: Refusal, Directory: path, User: item.User, Share: item.Share, Reason: err.Error()})
 		errno := unix.EIO
 		errors.As(err, &errno)
 		l.refuse(item.WatchID, errno)
 	default:
-		w.about = WatchStatus{
-			ID: w.id, Directory: path, Tree: item.Tree, Filter: w.filter.String(), User: item.User, Share: item.Share,
-			Since: time.Now(), Filesystem: filesystem, Device: device, Strategy: w.mark.Strategy(),
-		}
+		w.about, w.log = about, log
+		w.about.Strategy = w.mark.Strategy()
 		l.watches[w.id] = w
+		l.users[item.User]++
 		l.stats.total.Watches++
 		if item.Tree {
 			l.trees++
@@ -340,6 +359,10 @@ func (l *loop) watch(item genl.Item) {
 
 // arm makes a watch of an item and has dir watched for it.
 func (l *loop) arm(item genl.Item, dir *os.File) (*watch, error) {
+	if err := l.control.policy.admits(item, l.users[item.User]); err != nil {
+		dir.Close()
+		return nil, err
+	}
 	w := &watch{
 		id:     item.WatchID,
 		filter: Filter(item.Filter),
@@ -361,8 +384,12 @@ func (l *loop) refuse(watch uint64, errno unix.Errno) {
 }
 
 func (l *loop) request(item genl.Item) {
-	l.log.Debug("request", "request", item.RequestID, "watch", item.WatchID, "buffer", item.BufferLength)
 	w := l.watches[item.WatchID]
+	log := l.log
+	if w != nil {
+		log = w.log
+	}
+	log.Debug("request", "request", item.RequestID, "watch", item.WatchID, "buffer", item.BufferLength)
 	switch {
 	case w == nil:
 		l.log.Error("request for a watch that there is not", "request", item.RequestID, "watch", item.WatchID)
@@ -370,6 +397,10 @@ func (l *loop) request(item genl.Item) {
 		return
 	case l.waiting[item.RequestID] != nil:
 		l.log.Error("request came twice", "request", item.RequestID, "watch", item.WatchID)
+		return
+	case !l.control.policy.Tells(w.about.Share): // which it did when the watch was armed
+		l.refuse(item.WatchID, unix.ENOSYS)
+		l.drop(w)
 		return
 	}
 	l.stats.total.Requests++
@@ -393,6 +424,9 @@ func (l *loop) drop(w *watch) {
 	}
 	w.queue.clear()
 	delete(l.watches, w.id)
+	if l.users[w.about.User]--; l.users[w.about.User] == 0 {
+		delete(l.users, w.about.User)
+	}
 	if w.about.Tree {
 		l.trees--
 	}
@@ -408,22 +442,52 @@ func (l *loop) changed(w *watch, c fanotify.Change) {
 		l.lose(w, lostAbove)
 		return
 	case fanotify.Gone:
-		l.log.Debug("directory was removed", "watch", w.id)
+		w.log.Debug("directory was removed", "watch", w.id)
 		w.queue.clear()
 		w.gone = true
 		l.deliver(w)
 		return
 	}
 	records := w.filter.records(c, l.causes.of(c))
-	if l.log.Enabled(context.Background(), LevelTrace) {
-		for _, r := range records {
-			l.log.Log(context.Background(), LevelTrace, "record", "watch", w.id, "action", r.Action, "name", r.Name)
-		}
+	if w.log.Enabled(context.Background(), LevelTrace) {
+		w.trace(c, records)
+	}
+	if len(w.queue.records) == 0 {
+		w.queue.since = l.read
 	}
 	if why := w.queue.push(records); why != "" {
 		l.overflowed(w, why)
 	}
 	l.deliver(w)
+}
+
+// trace logs what has changed and what of it the client will be told.
+func (w *watch) trace(c fanotify.Change, records []genl.Record) {
+	line := []any{"watch", w.id, "op", opString(c.Op)}
+	for _, name := range []struct {
+		key  string
+		name []byte
+	}{{"from", c.OldName}, {"path", c.Name}} {
+		if name.name != nil {
+			line = append(line, name.key, w.about.Directory+"/"+string(name.name))
+		}
+	}
+	w.log.Log(context.Background(), LevelTrace, "change", append(line, "thread", c.Thread)...)
+	for _, r := range records {
+		w.log.Log(context.Background(), LevelTrace, "record", "watch", w.id, "action", r.Action, "name", r.Name,
+			"path", w.about.Directory+"/"+r.Name)
+	}
+}
+
+// opString returns the names of what is in op, parted by commas.
+func opString(op fanotify.Op) string {
+	var names []string
+	for i, name := range []string{"create", "delete", "rename", "modify", "attrib", "access"} {
+		if op&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 // lose gives up what is queued for a watch; its client will list anew.
@@ -442,10 +506,12 @@ func (l *loop) overflowed(w *watch, why string) {
 	if why == tooMany {
 		level = slog.LevelWarn
 	}
-	l.log.Log(context.Background(), level, "overflow", "watch", w.id, "path", w.about.Directory, "reason", why)
+	w.log.Log(context.Background(), level, "overflow", "watch", w.id, "path", w.about.Directory, "reason", why)
 	w.about.Overflows++
 	l.stats.total.Overflows++
 	l.stats.loss = &Loss{time.Now(), w.about.Directory, why}
+	l.stats.of(w.about.Share).Overflows++
+	l.stats.note(Incident{Kind: Overflow, Directory: w.about.Directory, User: w.about.User, Share: w.about.Share, Reason: why})
 }
 
 // deliver completes requests of w, oldest first, as long as there is something
@@ -457,14 +523,14 @@ func (l *loop) deliver(w *watch) {
 		l.again = true // the doorbell may have been lost
 		switch {
 		case err == nil:
-			l.stats.count(status, len(w.queue.records))
+			l.stats.count(w, status)
 			w.queue.clear()
 			l.forget(r.id)
 		case errors.Is(err, ErrNoRequest):
-			l.log.Debug("request has ended already", "request", r.id)
+			w.log.Debug("request has ended already", "request", r.id)
 			l.forget(r.id)
 		case errors.Is(err, ErrWithheld):
-			l.log.Debug("records were withheld", "request", r.id)
+			w.log.Debug("records were withheld", "request", r.id)
 			w.queue.clear()
 		case status == 0:
 			// ksmbd can take a status if anything.
@@ -489,9 +555,9 @@ func (l *loop) complete(w *watch, r request) (genl.Status, error) {
 	case !w.queue.fits(r.length):
 		status = genl.StatusEnumDir
 	default:
-		l.log.Debug("complete", "request", r.id, "watch", w.id, "records", len(w.queue.records))
+		w.log.Debug("complete", "request", r.id, "watch", w.id, "records", len(w.queue.records))
 		return 0, l.kernel.Complete(r.id, w.queue.records)
 	}
-	l.log.Debug("complete", "request", r.id, "watch", w.id, "status", status)
+	w.log.Debug("complete", "request", r.id, "watch", w.id, "status", status)
 	return status, l.kernel.CompleteStatus(r.id, status)
 }

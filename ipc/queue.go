@@ -3,6 +3,8 @@
 package ipc
 
 import (
+	"time"
+
 	"ksmbd-notifyd/genl"
 )
 
@@ -14,9 +16,10 @@ type budget struct {
 // queue holds the change records of one watch that no response carried yet.
 type queue struct {
 	records []genl.Record
-	size    int  // bytes that the records take in a client's buffer
-	limit   int  // bytes, the largest buffer that a client will ever give
-	lost    bool // records were lost and the client has not been told
+	size    int       // bytes that the records take in a client's buffer
+	limit   int       // bytes, the largest buffer that a client will ever give
+	lost    bool      // records were lost and the client has not been told
+	since   time.Time // when the first of what waits was there to be read
 	budget  *budget
 }
 
@@ -28,6 +31,7 @@ const (
 	lostAbove = "fanotify lost changes or could not name them"
 	lostBelow = "ksmbd asks for a rescan"
 	refused   = "ksmbd did not take the records"
+	turnedOff = "change notify was turned off"
 )
 
 // push queues records that belong together, after merging the first with an

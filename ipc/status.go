@@ -5,12 +5,9 @@ package ipc
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"os"
+	"errors"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/genl"
 )
@@ -24,6 +21,8 @@ type Status struct {
 	Open         Open          `json:"open"`
 	Total        Total         `json:"total"`
 	LastOverflow *Loss         `json:"last_overflow,omitempty"`
+	Incidents    []Incident    `json:"incidents,omitempty"` // the last of them, oldest first
+	Shares       []ShareStatus `json:"shares,omitempty"`    // that had watches, by name
 	Filesystems  []Filesystem  `json:"filesystems,omitempty"`
 	Watches      []WatchStatus `json:"watches,omitempty"` // oldest first
 }
@@ -56,12 +55,66 @@ type Loss struct {
 	Reason    string    `json:"reason"`
 }
 
+// Kinds of Incident.
+const (
+	Overflow      = "overflow"       // a watch lost records
+	QueueOverflow = "queue-overflow" // the fanotify queue did
+	Refusal       = "refused"        // a watch was not armed
+)
+
+// An Incident is what an administrator may want to know of afterwards. The same
+// one again, with no other in between, only counts.
+type Incident struct {
+	First     time.Time `json:"first"`
+	Last      time.Time `json:"last"`
+	Count     uint64    `json:"count"`
+	Kind      string    `json:"kind"`
+	Directory string    `json:"directory,omitempty"`
+	User      string    `json:"user,omitempty"`
+	Share     string    `json:"share,omitempty"`
+	Reason    string    `json:"reason"`
+}
+
+// ShareStatus is what was done for the clients of a share.
+type ShareStatus struct {
+	Share     string  `json:"share"`
+	Responses uint64  `json:"responses"`
+	EnumDirs  uint64  `json:"enum_dirs"`
+	Records   uint64  `json:"records"`
+	Overflows uint64  `json:"overflows"`
+	Latency   Latency `json:"latency"`
+}
+
+// LatencyBounds are the upper bounds of a Latency's counts.
+var LatencyBounds = [...]time.Duration{
+	100 * time.Microsecond, 300 * time.Microsecond, time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond,
+	100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second, time.Minute,
+}
+
+// Latency counts the answers with records by how long the oldest record took: from
+// when fanotify had it to be read, which is within 2 ms of the change, until ksmbd
+// took the answer. It includes how long the client took to ask again.
+type Latency struct {
+	Counts  [len(LatencyBounds) + 1]uint64 `json:"counts"` // not cumulative; the last is of longer ones
+	Seconds float64                        `json:"seconds"`
+}
+
+func (l *Latency) observe(d time.Duration) {
+	i := 0
+	for i < len(LatencyBounds) && d > LatencyBounds[i] {
+		i++
+	}
+	l.Counts[i]++
+	l.Seconds += d.Seconds()
+}
+
 // A Filesystem is one that has watches.
 type Filesystem struct {
-	Type     string `json:"type"`
-	Device   string `json:"device"` // major:minor
-	Strategy string `json:"strategy"`
-	Watches  int    `json:"watches"`
+	Type      string `json:"type"`
+	Device    string `json:"device"` // major:minor
+	Strategy  string `json:"strategy"`
+	Watches   int    `json:"watches"`
+	MountOnly bool   `json:"mount_only"` // what changes otherwise than through this mount is not told, see MountOnly
 }
 
 // WatchStatus is a watch as it is now.
@@ -83,54 +136,112 @@ type WatchStatus struct {
 	Strategy    string    `json:"strategy"`
 }
 
-// An ask is for the goroutine that serves to say what it does.
-type ask struct {
-	watches bool
-	reply   chan<- Status // takes one without waiting
+// do has the goroutine that serves call fn, and fails when ctx is done first or d
+// has ended.
+func (d *Daemon) do(ctx context.Context, fn func()) error {
+	done := make(chan struct{})
+	select {
+	case d.asks <- func() { fn(); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-d.ended:
+		return errEnded
+	}
 }
+
+var errEnded = errors.New("the daemon has ended")
 
 // Status has the goroutine that serves say what it does; that it answers shows
 // that it is not stuck. With watches each of them is listed. It fails when ctx
 // is done first.
-func (d *Daemon) Status(ctx context.Context, watches bool) (Status, error) {
-	reply := make(chan Status, 1)
-	select {
-	case d.asks <- ask{watches, reply}:
-		return <-reply, nil
-	case <-ctx.Done():
-		return Status{}, context.Cause(ctx)
-	}
+func (d *Daemon) Status(ctx context.Context, watches bool) (s Status, err error) {
+	err = d.do(ctx, func() { s = d.status(watches) })
+	return s, err
 }
 
-// answer says what d does, in the goroutine that serves.
-func (d *Daemon) answer(a ask) {
+// status says what d does, in the goroutine that serves.
+func (d *Daemon) status(watches bool) Status {
 	s := d.state
-	s.Total, s.LastOverflow = d.stats.total, d.stats.loss
+	s.Total, s.LastOverflow, s.Incidents, s.Shares = d.stats.total, d.stats.loss, slices.Clone(d.stats.incidents), d.stats.list()
 	if l := d.loop; l != nil {
 		s.Open = Open{Watches: len(l.watches), Trees: l.trees, Requests: len(l.waiting), QueuedBytes: l.budget.used}
-		if a.watches {
+		if watches {
 			s.Watches = l.watchStatus()
 			s.Filesystems = filesystems(s.Watches)
 		}
 	}
-	a.reply <- s
+	return s
 }
 
 // stats outlive a loop.
 type stats struct {
-	total Total
-	loss  *Loss // the last one; not changed once it is here
+	total     Total
+	loss      *Loss // the last one; not changed once it is here
+	incidents []Incident
+	shares    map[string]*ShareStatus
 }
 
-func (s *stats) count(status genl.Status, records int) {
+const (
+	maxIncidents = 32
+	// maxShares bounds those that have numbers of their own; the others have
+	// some together, without a name.
+	maxShares = 256
+)
+
+func newStats() *stats { return &stats{shares: make(map[string]*ShareStatus)} }
+
+// note takes down an incident of now.
+func (s *stats) note(i Incident) {
+	i.First, i.Last, i.Count = time.Now(), time.Now(), 1
+	if n := len(s.incidents); n > 0 {
+		last := s.incidents[n-1]
+		if last.Kind == i.Kind && last.Directory == i.Directory && last.User == i.User && last.Share == i.Share && last.Reason == i.Reason {
+			i.First, i.Count = last.First, last.Count+1
+			s.incidents = s.incidents[:n-1]
+		}
+	}
+	if len(s.incidents) == maxIncidents {
+		s.incidents = slices.Delete(s.incidents, 0, 1)
+	}
+	s.incidents = append(s.incidents, i)
+}
+
+// of returns the numbers of a share.
+func (s *stats) of(share string) *ShareStatus {
+	if s.shares[share] == nil && len(s.shares) >= maxShares {
+		share = ""
+	}
+	if s.shares[share] == nil {
+		s.shares[share] = &ShareStatus{Share: share}
+	}
+	return s.shares[share]
+}
+
+func (s *stats) list() (list []ShareStatus) {
+	for _, share := range s.shares {
+		list = append(list, *share)
+	}
+	slices.SortFunc(list, func(a, b ShareStatus) int { return cmp.Compare(a.Share, b.Share) })
+	return list
+}
+
+// count takes down that what waited for w's client was told, or a status.
+func (s *stats) count(w *watch, status genl.Status) {
+	share := s.of(w.about.Share)
 	s.total.Responses++
+	share.Responses++
 	switch status {
 	case genl.StatusEnumDir:
 		s.total.EnumDirs++
+		share.EnumDirs++
 	case genl.StatusDeletePending:
 		s.total.DeletePendings++
 	default:
-		s.total.Records += uint64(records)
+		s.total.Records += uint64(len(w.queue.records))
+		share.Records += uint64(len(w.queue.records))
+		share.Latency.observe(time.Since(w.queue.since))
 	}
 }
 
@@ -149,7 +260,7 @@ func (l *loop) watchStatus() []WatchStatus {
 func filesystems(watches []WatchStatus) []Filesystem {
 	count := make(map[Filesystem]int)
 	for _, w := range watches {
-		count[Filesystem{Type: w.Filesystem, Device: w.Device, Strategy: w.Strategy}]++
+		count[Filesystem{Type: w.Filesystem, Device: w.Device, Strategy: w.Strategy, MountOnly: MountOnly(w.Filesystem)}]++
 	}
 	var list []Filesystem
 	for fs, n := range count {
@@ -160,39 +271,4 @@ func filesystems(watches []WatchStatus) []Filesystem {
 		return cmp.Or(cmp.Compare(b.Watches, a.Watches), cmp.Compare(a.Device, b.Device), cmp.Compare(a.Strategy, b.Strategy))
 	})
 	return list
-}
-
-// filesystemNames has the types of filesystem that a share may well be on, by
-// the numbers in statfs(2).
-var filesystemNames = map[int64]string{
-	unix.EXT4_SUPER_MAGIC:      "ext4", // and ext2, ext3
-	unix.XFS_SUPER_MAGIC:       "xfs",
-	unix.BTRFS_SUPER_MAGIC:     "btrfs",
-	unix.TMPFS_MAGIC:           "tmpfs",
-	unix.OVERLAYFS_SUPER_MAGIC: "overlay",
-	unix.FUSE_SUPER_MAGIC:      "fuse",
-	unix.NFS_SUPER_MAGIC:       "nfs",
-	unix.CIFS_SUPER_MAGIC:      "cifs",
-	unix.F2FS_SUPER_MAGIC:      "f2fs",
-	unix.MSDOS_SUPER_MAGIC:     "vfat",
-	unix.EXFAT_SUPER_MAGIC:     "exfat",
-	0x2fc12fc1:                 "zfs",
-	0xca451a4e:                 "bcachefs",
-}
-
-// FilesystemOf returns the type of the filesystem that dir is on, and its
-// device as major:minor. What cannot be found out is "?".
-func FilesystemOf(dir *os.File) (name, device string) {
-	name, device = "?", "?"
-	var fs unix.Statfs_t
-	if unix.Fstatfs(int(dir.Fd()), &fs) == nil {
-		if name = filesystemNames[fs.Type]; name == "" {
-			name = fmt.Sprintf("%#x", fs.Type)
-		}
-	}
-	var st unix.Stat_t
-	if unix.Fstat(int(dir.Fd()), &st) == nil {
-		device = fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
-	}
-	return name, device
 }

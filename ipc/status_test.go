@@ -55,8 +55,9 @@ func TestStatus(t *testing.T) {
 		fs, device := FilesystemOf(mustOpen(t, "/"))
 		want := Status{
 			Serving: true, Since: loaded, Module: "1.0",
-			Open:  Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
-			Total: Total{Watches: 2, Requests: 2, Responses: 1, Records: 1},
+			Open:   Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
+			Total:  Total{Watches: 2, Requests: 2, Responses: 1, Records: 1},
+			Shares: []ShareStatus{{Share: "TEST", Responses: 1, Records: 1, Latency: Latency{Counts: [13]uint64{1}}}},
 			Filesystems: []Filesystem{
 				{Type: fs, Device: device, Strategy: "tree false", Watches: 1},
 				{Type: fs, Device: device, Strategy: "tree true", Watches: 1},
@@ -91,6 +92,20 @@ func TestStatus(t *testing.T) {
 		if s.Serving || s.Open != (Open{}) || s.Watches != nil || s.Total != total || *s.LastOverflow != loss {
 			t.Errorf("after the module: %+v, %+v", s, s.LastOverflow)
 		}
+		of := func(kind, share, reason string) Incident {
+			i := Incident{First: loss.Time, Last: loss.Time, Count: 1, Kind: kind, Share: share, Reason: reason}
+			if kind == Overflow {
+				i.Directory = "/"
+			}
+			if share != "" {
+				i.User = "user"
+			}
+			return i
+		}
+		incidents := []Incident{of(Overflow, "TEST", lostAbove), of(Overflow, "", lostAbove), of(QueueOverflow, "", "more changed at once than fs.fanotify.max_queued_events")}
+		if !reflect.DeepEqual(s.Incidents, incidents) {
+			t.Errorf("got  %+v\nwant %+v", s.Incidents, incidents)
+		}
 		w.end(end)
 		if !strings.Contains(lines.String(), "raise fs.fanotify.max_queued_events") {
 			t.Errorf("the log does not say what to do: %s", lines)
@@ -116,7 +131,8 @@ func TestStatusOfRefusedWatch(t *testing.T) {
 		g.refuse = unix.EXDEV
 		w.queue(encoded(t, g.watchItem(1)))
 		synctest.Wait()
-		if s := w.status(); s.Total != (Total{Refused: 1}) || s.Open != (Open{}) {
+		if s := w.status(); s.Total != (Total{Refused: 1}) || s.Open != (Open{}) || len(s.Incidents) != 1 ||
+			s.Incidents[0].Kind != Refusal || s.Incidents[0].Reason != "invalid cross-device link" {
 			t.Errorf("status %+v", s)
 		}
 		fs, _ := FilesystemOf(mustOpen(t, "/"))

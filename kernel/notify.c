@@ -1245,6 +1245,8 @@ static __le32 errno_status(int err)
 	case ENOENT:
 	case ESTALE:
 		return STATUS_DELETE_PENDING;
+	case ENOSYS: /* turned off: as if there was no notify */
+		return STATUS_NOT_IMPLEMENTED;
 	default:
 		return STATUS_NOT_SUPPORTED;
 	}

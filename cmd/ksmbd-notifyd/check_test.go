@@ -169,7 +169,7 @@ func TestCheckMistakes(t *testing.T) {
 		{"mount point, ksmbd-tools", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n") },
 			"ok    share     Docs: /dev/shm, ", true},
 		{"share on a filesystem that cannot be marked", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /proc\n") },
-			"FAIL  share     Docs: /proc, 0x9fa0: changes right in a watched directory are told, but not below it: ", false},
+			"FAIL  share     Docs: /proc, proc: changes right in a watched directory are told, but not below it: ", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g := newMachine(t)

@@ -39,7 +39,7 @@ a client would be told of DIR ("ksmbd-notifyd COMMAND --help").
   -n, --nodetach[=WAY]  accepted for ksmbd.mountd's sake: always in the foreground
       --once            fail when ksmbd cannot notify, rather than wait for it
       --metrics         offer OpenMetrics on the status socket, as /metrics
-  -v, --verbose         log every watch and request; -vv: every event and record too
+  -v, --verbose         log every watch and request; -vv: every change and record too
   -V, --version         show version and exit
   -h, --help            show this help and exit
 

@@ -35,7 +35,7 @@ Says on standard error when it watches, ends with an error when DIR is removed.
                         (default: all but last-access)
   -j, --json            one object a line: {"action":"ADDED","name":"rel/path"};
                         bytes that are not UTF-8 come as U+FFFD
-  -v, --verbose         log every request; -vv: every event and record too
+  -v, --verbose         log every request; -vv: every change and record too
   -h, --help            show this help and exit
 
 Actions: ADDED, REMOVED, MODIFIED, RENAMED_OLD_NAME, RENAMED_NEW_NAME, and

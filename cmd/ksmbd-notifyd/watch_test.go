@@ -280,8 +280,7 @@ func TestWatchVerbose(t *testing.T) {
 	for _, want := range []string{
 		"debug: watch watch=1 path=" + dir + " tree=false filter=file-name,dir-name,",
 		"debug: request request=1 watch=1 buffer=1048576",
-		"CREATE",
-		"trace: fanotify event=",
+		"trace: change watch=1 op=create path=" + dir + "/f thread=",
 		"trace: record watch=1 action=ADDED name=f",
 		"debug: complete request=1 watch=1 records=1",
 	} {

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/genl"
+)
+
+// control is what the administrator wants of a Daemon. It outlives a loop.
+type control struct {
+	policy  Policy
+	tracers []*Tracer
+}
+
+// Policy says what clients may have watched. The zero Policy lets them watch all.
+type Policy struct {
+	Off         bool            // no changes are told at all, but in Shares
+	Shares      map[string]bool // whether changes are told, by the share's name in lower case
+	UserWatches int             // watches that a user may have open at once, 0 for any number
+}
+
+// Tells says whether changes in a share are told.
+func (p *Policy) Tells(share string) bool {
+	tells, known := p.Shares[strings.ToLower(share)]
+	return tells || !known && !p.Off
+}
+
+// errOff has ksmbd answer STATUS_NOT_IMPLEMENTED, as it does without this project
+// and as Samba does with "change notify = no".
+var errOff = fmt.Errorf("change notify is off here: %w", unix.ENOSYS)
+
+// admits says why a watch may not be, if it may not. The user has so many others.
+func (p *Policy) admits(item genl.Item, others int) error {
+	switch {
+	case !p.Tells(item.Share):
+		return errOff
+	case p.UserWatches > 0 && others >= p.UserWatches:
+		return fmt.Errorf("the user has %d watches already: %w", others, unix.ENOSPC)
+	}
+	return nil
+}
+
+// SetPolicy has d follow another policy from now on. Clients that watch where
+// changes are no longer told list their directories anew, and are refused when
+// they ask again. It fails when ctx is done first.
+func (d *Daemon) SetPolicy(ctx context.Context, p Policy) error {
+	return d.do(ctx, func() {
+		d.control.policy = p
+		if d.loop == nil {
+			return
+		}
+		for _, w := range d.loop.watches {
+			if !p.Tells(w.about.Share) {
+				d.loop.lose(w, turnedOff)
+			}
+		}
+	})
+}
+
+// maxTracers bounds what those who look on cost.
+const maxTracers = 4
+
+// ErrTracers: so many look on already.
+var ErrTracers = errors.New("as many traces are followed as can be")
+
+// A Tracer hears of watches what the log has of them at LevelTrace.
+type Tracer struct {
+	Lines   chan string   // of the log, without time and level; what is not read in time is dropped
+	Dropped atomic.Uint64 // how many were
+	about   func(WatchStatus) bool
+}
+
+// Trace tells t of all watches that about picks, until stop is called. Nobody
+// waits for who reads the lines. It fails when ctx is done first.
+func (d *Daemon) Trace(ctx context.Context, about func(WatchStatus) bool) (t *Tracer, stop func(), err error) {
+	t = &Tracer{Lines: make(chan string, 1024), about: about}
+	retrace := func() {
+		if d.loop != nil {
+			for _, w := range d.loop.watches {
+				w.log = d.control.logger(d.log, w.about)
+			}
+		}
+	}
+	failed := d.do(ctx, func() {
+		if len(d.control.tracers) == maxTracers {
+			err = ErrTracers
+			return
+		}
+		d.control.tracers = append(d.control.tracers, t)
+		retrace()
+	})
+	stop = func() {
+		d.do(context.Background(), func() {
+			d.control.tracers = slices.DeleteFunc(d.control.tracers, func(other *Tracer) bool { return other == t })
+			retrace()
+		})
+	}
+	if err = errors.Join(failed, err); err != nil {
+		return nil, nil, err
+	}
+	return t, stop, nil
+}
+
+// logger returns log for what concerns a watch, of which tracers may hear too.
+func (c *control) logger(log *slog.Logger, about WatchStatus) *slog.Logger {
+	handler := log.Handler()
+	for _, t := range c.tracers {
+		if t.about(about) {
+			handler = traced{handler, t}
+		}
+	}
+	if handler == log.Handler() {
+		return log
+	}
+	return slog.New(handler)
+}
+
+// traced is a handler to which a tracer listens.
+type traced struct {
+	slog.Handler
+	t *Tracer
+}
+
+func (h traced) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h traced) Handle(ctx context.Context, r slog.Record) error {
+	var line bytes.Buffer
+	slog.NewTextHandler(&line, &slog.HandlerOptions{
+		Level: LevelTrace,
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}).Handle(ctx, r) // a Buffer takes all
+	select {
+	case h.t.Lines <- r.Message + " " + strings.TrimSuffix(line.String(), "\n"):
+	default:
+		h.t.Dropped.Add(1)
+	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ksmbd-notifyd/genl"
+)
+
+func TestPolicyTells(t *testing.T) {
+	for _, test := range []struct {
+		policy Policy
+		share  string
+		want   bool
+	}{
+		{Policy{}, "docs", true},
+		{Policy{Off: true}, "docs", false},
+		{Policy{Shares: map[string]bool{"docs": false}}, "DOCS", false},
+		{Policy{Shares: map[string]bool{"docs": false}}, "music", true},
+		{Policy{Off: true, Shares: map[string]bool{"docs": true}}, "Docs", true},
+		{Policy{Off: true, Shares: map[string]bool{"docs": true}}, "music", false},
+	} {
+		if got := test.policy.Tells(test.share); got != test.want {
+			t.Errorf("%+v, %s: %v", test.policy, test.share, got)
+		}
+	}
+}
+
+func (w *world) itemOf(id uint64, user, share string) genl.Item {
+	item := w.watchItem(id)
+	item.User, item.Share = user, share
+	return item
+}
+
+// A watch that may not be is refused before it is armed, and one that goes makes
+// room for another.
+func TestPolicyAdmits(t *testing.T) {
+	w := newWorld(t)
+	before := countFDs(t)
+	w.control.policy = Policy{Shares: map[string]bool{"quiet": false}, UserWatches: 2}
+	w.served(w.itemOf(1, "anne", "quiet"), w.itemOf(2, "anne", "docs"), w.itemOf(3, "anne", "docs"), w.itemOf(4, "anne", "docs"),
+		w.itemOf(5, "bert", "docs"))
+	w.told("armed 1: ENOSYS", "armed 4: ENOSPC")
+	if len(w.watch) != 3 {
+		t.Errorf("%d were watched", len(w.watch))
+	}
+	w.served(unwatchItem(2), w.itemOf(6, "anne", "docs"))
+	w.told()
+	if countFDs(t) != before {
+		t.Error("a directory was left open")
+	}
+}
+
+// What is watched when changes are no longer told has its client ask again, to be
+// refused.
+func TestPolicyChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30}
+		g, _, end := w.running(false, func(d *Daemon) { d.Policy.Shares = map[string]bool{"other": false} })
+		for _, i := range []genl.Item{g.itemOf(1, "anne", "docs"), requestItem(2, 1), g.itemOf(3, "anne", "music"), requestItem(4, 3)} {
+			w.queue(encoded(t, i))
+		}
+		synctest.Wait()
+		w.said("register 30", "serving true")
+		if err := w.d.SetPolicy(t.Context(), Policy{Shares: map[string]bool{"docs": false}}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		w.said("2: ENUM_DIR")
+		w.queue(encoded(t, requestItem(5, 1)))
+		synctest.Wait()
+		w.said("armed 1: ENOSYS")
+		g.happens(1, create, "a")
+		g.wake <- struct{}{}
+		synctest.Wait()
+		w.said("4: +a")
+		if s := w.status(); s.Open.Watches != 1 || s.Watches[0].Share != "music" {
+			t.Errorf("status %+v", s)
+		}
+		w.end(end)
+		if err := w.d.SetPolicy(t.Context(), Policy{}); !errors.Is(err, errEnded) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+// Who looks on hears of what concerns them and nobody waits for them.
+func TestTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30}
+		g, lines, end := w.running(false)
+		docs := func(s WatchStatus) bool { return s.Share == "docs" }
+		w.queue(encoded(t, g.itemOf(1, "anne", "docs")))
+		synctest.Wait()
+		trace, stop, err := w.d.Trace(t.Context(), docs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range []genl.Item{requestItem(2, 1), g.itemOf(3, "bert", "docs"), g.itemOf(4, "bert", "music"), requestItem(5, 4)} {
+			w.queue(encoded(t, i))
+		}
+		synctest.Wait()
+		g.happens(0, rename, "a", "b")
+		g.happens(2, create, "unheard of")
+		g.wake <- struct{}{}
+		synctest.Wait()
+		var got []string
+		for len(trace.Lines) > 0 {
+			got = append(got, <-trace.Lines)
+		}
+		want := []string{
+			"request request=2 watch=1 buffer=4096",
+			"watch watch=3 path=/ tree=false filter=" + All.String() + " buffer=4096 rescan=false user=bert share=docs",
+			"change watch=1 op=rename from=//a path=//b thread=0",
+			"record watch=1 action=RENAMED_OLD_NAME name=a path=//a",
+			"record watch=1 action=RENAMED_NEW_NAME name=b path=//b",
+			"complete request=2 watch=1 records=2",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("heard\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		if strings.Contains(lines.String(), "change") {
+			t.Errorf("the log has it too: %s", lines)
+		}
+
+		for range 2 * cap(trace.Lines) {
+			g.happens(0, create, "a")
+		}
+		g.wake <- struct{}{}
+		time.Sleep(2 * gap)
+		synctest.Wait()
+		if n := trace.Dropped.Load(); n == 0 {
+			t.Error("nothing was dropped for who does not read")
+		}
+
+		for range maxTracers - 1 {
+			_, stop, err := w.d.Trace(t.Context(), docs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stop()
+		}
+		if _, _, err := w.d.Trace(t.Context(), docs); !errors.Is(err, ErrTracers) {
+			t.Errorf("one too many: %v", err)
+		}
+		stop()
+		for len(trace.Lines) > 0 {
+			<-trace.Lines
+		}
+		g.happens(0, create, "b")
+		g.wake <- struct{}{}
+		time.Sleep(2 * gap)
+		synctest.Wait()
+		if len(trace.Lines) > 0 {
+			t.Errorf("heard %q after it was stopped", <-trace.Lines)
+		}
+		w.end(end)
+	})
+}
+
+// What happens again and again is one incident, and only so many are kept.
+func TestIncidents(t *testing.T) {
+	s := newStats()
+	for i := range maxIncidents + 1 {
+		for range 3 {
+			s.note(Incident{Kind: Refusal, Directory: string(rune('A' + i))})
+		}
+	}
+	if n := len(s.incidents); n != maxIncidents || s.incidents[0].Directory != "B" || s.incidents[n-1].Count != 3 {
+		t.Errorf("%d: %+v", n, s.incidents)
+	}
+}
+
+// Numbers of more shares than any server has are kept together.
+func TestSharesAreBounded(t *testing.T) {
+	s := newStats()
+	for i := range 2 * maxShares {
+		s.of(string(rune('A'+i))).Records++
+	}
+	if n := len(s.list()); n != maxShares+1 || s.of("").Records != maxShares {
+		t.Errorf("%d shares, %d records of others", n, s.of("").Records)
+	}
+}
+
+// The time that a record waits for its client counts as well.
+func TestLatency(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.served(w.itemOf(1, "anne", "docs"))
+		w.happens(0, create, "a")
+		w.drained()
+		time.Sleep(2 * time.Second)
+		w.happens(0, create, "b")
+		w.served(requestItem(1, 1))
+		w.told("1: +a +b")
+		got := w.stats.of("docs").Latency
+		if got.Seconds != 2 || got.Counts[9] != 1 { // to 3 s
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// A kind of filesystem is called as the kernel calls it.
+func TestFilesystemOf(t *testing.T) {
+	for path, want := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev/shm": "tmpfs"} {
+		if got, _ := FilesystemOf(mustOpen(t, path)); got != want {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	gone, err := os.Open(filepath.Join(t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	if kind, device := FilesystemOf(gone); kind != "?" || device != "?" {
+		t.Errorf("what is closed: %s, %s", kind, device)
+	}
+}
+
+func TestMountOnly(t *testing.T) {
+	for kind, want := range map[string]bool{
+		"ext4": false, "xfs": false, "btrfs": false, "tmpfs": false, "fuseblk": false, "zfs": false,
+		"nfs": true, "nfs4": true, "cifs": true, "smb3": true, "overlay": true, "fuse": true, "fuse.mergerfs": true, "fuse.rclone": true, "virtiofs": true,
+	} {
+		if MountOnly(kind) != want {
+			t.Errorf("%s: %v", kind, !want)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// filesystemNames has the types of filesystem that a share is mostly on, by the
+// numbers in statfs(2). All others are looked up among the mounts.
+var filesystemNames = map[uint32]string{
+	unix.EXT4_SUPER_MAGIC:      "ext4", // and ext2, ext3
+	unix.XFS_SUPER_MAGIC:       "xfs",
+	unix.BTRFS_SUPER_MAGIC:     "btrfs",
+	unix.TMPFS_MAGIC:           "tmpfs",
+	unix.OVERLAYFS_SUPER_MAGIC: "overlay",
+	unix.NFS_SUPER_MAGIC:       "nfs",
+	unix.CIFS_SUPER_MAGIC:      "cifs",
+	unix.SMB2_SUPER_MAGIC:      "cifs",
+	unix.F2FS_SUPER_MAGIC:      "f2fs",
+	unix.MSDOS_SUPER_MAGIC:     "vfat",
+	unix.EXFAT_SUPER_MAGIC:     "exfat",
+	unix.PROC_SUPER_MAGIC:      "proc",
+	0x2fc12fc1:                 "zfs",
+	0xca451a4e:                 "bcachefs",
+}
+
+// FilesystemOf returns the type of the filesystem that dir is on, such as ext4 or
+// fuse.mergerfs, and its device as major:minor. What cannot be found out is "?".
+func FilesystemOf(dir *os.File) (name, device string) {
+	name, device = "?", "?"
+	var st unix.Stat_t
+	if unix.Fstat(int(dir.Fd()), &st) == nil {
+		device = fmt.Sprintf("%d:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
+	}
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(dir.Fd()), &fs) != nil {
+		return name, device
+	}
+	magic := uint32(fs.Type)
+	if name = filesystemNames[magic]; name == "" {
+		name = mountedAs(device)
+	}
+	if name == "" {
+		name = fmt.Sprintf("%#x", magic)
+	}
+	return name, device
+}
+
+// mountedAs returns the type of the filesystem that is mounted from a device, as
+// proc_pid_mountinfo(5) has it: each program's FUSE has a name of its own there.
+// ksmbd's directories are in the mounts of process 1.
+func mountedAs(device string) string {
+	for _, file := range []string{"/proc/self/mountinfo", "/proc/1/mountinfo"} {
+		text, _ := os.ReadFile(file)
+		for line := range bytes.Lines(text) {
+			mount, super, _ := strings.Cut(string(line), " - ")
+			m, s := strings.Fields(mount), strings.Fields(super)
+			if len(m) > 2 && len(s) > 0 && m[2] == device {
+				return s[0]
+			}
+		}
+	}
+	return ""
+}
+
+// MountOnly says of a type of filesystem that it may change otherwise than through
+// the mount at hand: by another client of the server or the cluster that has the
+// files, or right in the directories that it is laid over. The kernel tells of
+// nothing of that.
+func MountOnly(kind string) bool {
+	switch kind {
+	case "nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "coda", "lustre", "gfs2", "ocfs2", "gpfs", "beegfs", "orangefs",
+		"vboxsf", "overlay", "ecryptfs", "fuse":
+		return true
+	}
+	return strings.HasPrefix(kind, "fuse.")
+}
