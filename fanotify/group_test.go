@@ -106,8 +106,53 @@ func TestWait(t *testing.T) {
 	}
 }
 
-// A thousand watchers of a directory, some of its tree: one mark of each
-// kind, one fd, and one decoding.
+// A directory may come open with O_PATH, as ksmbd hands it over, on any filesystem.
+func TestPathOnly(t *testing.T) {
+	for _, f := range testFilesystems {
+		t.Run(f.name, func(t *testing.T) {
+			dir := mountTest(t, f.name)
+			if err := os.MkdirAll(dir+"/a/b", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			defer g.Close()
+			before := openFiles(t)
+			var watches []*Watch
+			var told []string
+			for _, tree := range []bool{false, true} {
+				fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w, err := g.Watch(os.NewFile(uintptr(fd), dir), tree, Create, func(c Change) { told = append(told, c.String()) })
+				if err != nil {
+					t.Fatal(err)
+				}
+				watches = append(watches, w)
+			}
+			touch(t, dir+"/a/b/c")
+			touch(t, dir+"/d")
+			drain(t, g)
+			slices.Sort(told)
+			wantTold(t, &told, "create a/b/c", "create d", "create d")
+			for _, w := range watches {
+				w.Close()
+			}
+			if n := openFiles(t); n != before {
+				t.Errorf("%d files left open", n-before)
+			}
+		})
+	}
+	g := openTest(t)
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Watch(file, false, Create, nil); err == nil {
+		t.Error("a device is watched")
+	}
+}
+
 // A change names the directory that it was in by its handle.
 func TestParent(t *testing.T) {
 	g := openTest(t)
@@ -153,6 +198,8 @@ func TestParent(t *testing.T) {
 	}
 }
 
+// A thousand watchers of a directory, some of its tree: one mark of each
+// kind, one fd, and one decoding.
 func TestThousandWatchers(t *testing.T) {
 	dir := mountTest(t, "tmpfs")
 	g := openTest(t)

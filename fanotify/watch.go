@@ -88,16 +88,19 @@ func (w *Watch) masks() (inode, filesystem uint64) {
 }
 
 // Watch calls fn, from Drain, for each change of the kinds in ops in the
-// directory that dir is open on (O_RDONLY|O_DIRECTORY), or with tree in and
-// below it, mounts included. It takes ownership of dir, also when it fails.
-// Once it has returned no change is missed.
+// directory that dir is open on, also with O_PATH, or with tree in and below
+// it, mounts included. It takes ownership of dir, also when it fails. Once it
+// has returned no change is missed.
 //
 // A filesystem that cannot be watched is EOPNOTSUPP; the log says why, once. A
 // directory that was removed already is ENOENT.
 func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch, error) {
 	name := dir.Name()
 	w := &Watch{tree: tree, ops: ops, fn: fn}
-	err := g.start(w, dir)
+	dir, err := reopen(dir)
+	if err == nil {
+		err = g.start(w, dir)
+	}
 	switch {
 	case err == nil && tree:
 		w.nest()
@@ -109,6 +112,24 @@ func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch,
 		return nil, fmt.Errorf("watching %s: %w", name, err)
 	}
 	return w, nil
+}
+
+// reopen returns dir, or the same directory open for reading if dir is open with
+// O_PATH: through that, handles cannot be opened. It takes ownership of dir.
+func reopen(dir *os.File) (*os.File, error) {
+	how, err := unix.FcntlInt(dir.Fd(), unix.F_GETFL, 0)
+	if err == nil && how&unix.O_PATH == 0 {
+		return dir, nil
+	}
+	defer dir.Close()
+	if err != nil {
+		return nil, fmt.Errorf("looking at directory: %w", err)
+	}
+	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening directory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), dir.Name()), nil
 }
 
 func (g *Group) start(w *Watch, dir *os.File) error {
