@@ -18,7 +18,7 @@ command -v apt-get >/dev/null || die "no apt-get here; install by other means: $
 
 "$(dirname "$0")/lists.sh"
 echo "packages: installing ${missing[*]}"
-DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" |
+DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "${missing[@]}" |
 	grep -E '^(Get:|Fetched|Setting up|E:)' || true
 for p in "${missing[@]}"; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q '^install ok installed$' || die "could not install $p"
