@@ -59,7 +59,7 @@ $(BUILD)/linux/release: FORCE
 	@$(packages) xz-utils
 	@test/guest/fetch.sh $(SERIES) $(BUILD)/linux
 
-$(BUILD)/module/done: $(BUILD)/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/*-$(SERIES).patch)
+$(BUILD)/module/done: $(BUILD)/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/$(SERIES)/*.patch)
 	@$(packages) $(PACKAGES_MODULE)
 	kernel/build.sh $(BUILD)/linux $(BUILD)/module $(SERIES)
 	@touch $@

@@ -18,7 +18,7 @@ checkpatch() {
 }
 echo "check: checkpatch"
 checkpatch --file "$here"/notify*.[ch]
-checkpatch --patch "$here"/*-"$series".patch
+checkpatch --patch "$here/$series"/*.patch
 
 echo "check: sparse"
 rm -rf "$out" # sparse sees only what is compiled: compile all of it

@@ -14,10 +14,12 @@
 #include <linux/list.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
+#include <linux/xattr.h>
 
 #include "glob.h"
 #include "connection.h"
 #include "ksmbd_work.h"
+#include "ndr.h"
 #include "notify.h"
 #include "notify_compat.h"
 #include "smb_common.h"
@@ -293,4 +295,39 @@ unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, bool *lost)
 	}
 	spin_unlock(&cause_lock);
 	return n;
+}
+
+/**
+ * ksmbd_notify_new_dos_attrib() - store the DOS attributes of a fresh file
+ * @idmap:	idmap of the mount
+ * @path:	the file
+ * @da:		its attributes
+ *
+ * They belong to the creation: watchers are told of that and of nothing else,
+ * so this goes below the layer that tells them.
+ *
+ * Return:	0 or a negative errno
+ */
+int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
+				const struct path *path,
+				struct xattr_dos_attrib *da)
+{
+	struct inode *inode = d_inode(path->dentry);
+	struct ndr n;
+	int err;
+
+	err = ndr_encode_dos_attr(&n, da);
+	if (err)
+		goto out;
+	err = mnt_want_write(path->mnt);
+	if (err)
+		goto out;
+	inode_lock(inode);
+	err = __vfs_setxattr(idmap, path->dentry, inode,
+			     XATTR_NAME_DOS_ATTRIBUTE, n.data, n.offset, 0);
+	inode_unlock(inode);
+	mnt_drop_write(path->mnt);
+out:
+	kfree(n.data);
+	return err;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What differs between the kernel series that our sources are built for. What
- * ksmbd itself has to do differently is in hooks-*.patch.
+ * ksmbd itself has to do differently is in SERIES/hooks.patch.
  */
 
 #ifndef __KSMBD_NOTIFY_COMPAT_H__

@@ -26,8 +26,8 @@ cp "$daemon" "$stage/ksmbd-notifyd"
 cd "$stage"
 
 # The kernel part: our own files; all else is taken from the kernel's source when the module is built.
-mv kernel/{build,tree,source}.sh kernel/notify*.[ch] kernel/*.patch dkms/
-series=$(cd dkms && echo hooks-*.patch | sed 's/hooks-//g; s/\.patch//g')
+mv kernel/{build,tree,source}.sh kernel/notify*.[ch] kernel/[0-9]* dkms/
+series=$(cd dkms && echo [0-9]*)
 printf -v SOURCES ' | linux-source-%s' $series
 export SOURCES=${SOURCES# | }
 sed -i "s/@VERSION@/$VERSION/g; s/@SERIES@/${series// / and }/g; s/@SERIES_REGEXP@/$(echo $series | sed 's/ /|/g; s/\./\\\\./g')/g;

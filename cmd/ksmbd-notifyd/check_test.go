@@ -219,12 +219,12 @@ func TestMountsHidden(t *testing.T) {
 
 // check knows every series that there are hooks for.
 func TestSeries(t *testing.T) {
-	hooks, err := filepath.Glob("../../kernel/hooks-*.patch")
+	hooks, err := filepath.Glob("../../kernel/*/hooks.patch")
 	if err != nil || len(hooks) == 0 {
 		t.Fatalf("no hooks: %v", err)
 	}
 	for i, path := range hooks {
-		hooks[i] = strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "hooks-"), ".patch")
+		hooks[i] = filepath.Base(filepath.Dir(path))
 	}
 	if got := fmt.Sprint(hooks); got != fmt.Sprint(strings.Fields(strings.ReplaceAll(series, " or ", " "))) {
 		t.Errorf("there are hooks for %s, check knows %q", got, series)

@@ -10,7 +10,7 @@ die() { echo "ksmbd-notify: $*" >&2; exit 1; }
 
 version=${release%%[!0-9.]*}
 series=$(cut -d. -f1,2 <<< "$version")
-[ -s "hooks-$series.patch" ] || die "kernel $release: series $series is not supported, only @SERIES@"
+[ -s "$series/hooks.patch" ] || die "kernel $release: series $series is not supported, only @SERIES@"
 tarball=/usr/src/linux-source-$series.tar.xz
 [ -s "$tarball" ] || die "kernel $release: no $tarball; install linux-source-$series, or put that kernel's source there"
 

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the files of our part share, and its lock rules.
+ *
+ * notify.c		life of watches and requests, offered and ended
+ * notify_park.c	the handler for CHANGE_NOTIFY, which parks requests
+ * notify_send.c	sends responses
+ * notify_end.c		ends that come from SMB: CANCEL, CLOSE, deletion, teardown
+ * notify_daemon.c	what the daemon asks
+ * notify_see.c		what a client's user may see of a change
+ * notify_cause.c	what SMB requests change
+ * notify_netlink.c	the generic netlink family
+ *
+ * Life of a request. ksmbd_notify() parks it and holds it until the responses
+ * that go before it are written; ksmbd_notify_release() then offers it to the
+ * daemon. It is handled when the daemon has acknowledged it, or nobody is
+ * there to do so, or KSMBD_NOTIFY_ACK_TIMEOUT has passed: from then on
+ * STATUS_PENDING may be sent. It is taken, once, by whoever ends it: the
+ * daemon, CANCEL, CLOSE, deletion, teardown. All that is sent for it is sent
+ * by its connection's work item, which also frees it after the final response.
+ *
+ * Locks. notify_lock is innermost: it is taken under conn->request_lock, under
+ * a file table's lock and under ci->m_lock, and no other lock is taken under
+ * it. It covers all that this header declares but for ksmbd_notify_conn.pending
+ * and .cancelled, which conn->request_lock covers, and what a request's
+ * comments say of it. Nothing sleeps under it.
+ */
+
+#ifndef __KSMBD_NOTIFY_IMPL_H__
+#define __KSMBD_NOTIFY_IMPL_H__
+
+#include <linux/hashtable.h>
+#include <linux/list.h>
+#include <linux/refcount.h>
+#include <linux/spinlock.h>
+#include <linux/workqueue.h>
+
+#include "glob.h"
+#include "connection.h"
+#include "ksmbd_work.h"
+#include "mgmt/share_config.h"
+#include "mgmt/tree_connect.h"
+#include "mgmt/user_config.h"
+#include "mgmt/user_session.h"
+#include "notify.h"
+#include "notify_compat.h"
+#include "notify_uapi.h"
+#include "server.h"
+#include "smb_common.h"
+#include "../common/smb2status.h"
+#include "vfs_cache.h"
+
+/* FILE_NOTIFY_INFORMATION, MS-FSCC 2.7.1 */
+struct notify_information {
+	__le32	next;
+	__le32	action;
+	__le32	name_length;
+	__le16	name[];
+} __packed;
+
+/* What waits for the daemon: a watch or a request. Must be their first member. */
+struct notify_item {
+	struct list_head	entry;	/* in notify_items, which then owns a reference */
+	refcount_t		refs;
+	u32			type;	/* enum ksmbd_notify_item_type */
+	u64			id;
+};
+
+/* What may_list() has found of a directory below a watched one. */
+struct notify_verdict {
+	struct list_head	entry;		/* in watch->verdicts */
+	bool			may;
+	u8			handle[] __aligned(4);	/* struct file_handle */
+};
+
+struct notify_watch {
+	struct notify_item	item;
+	struct list_head	entry;		/* in notify_watches until closed */
+	struct list_head	requests;	/* not yet ended, oldest first */
+	struct list_head	verdicts;	/* last used first */
+	unsigned int		verdict_count;
+	struct ksmbd_file	*fp;		/* NULL once closed */
+	struct file		*dir;		/* a reference, until closed */
+	u32			filter;
+	u32			ceiling;
+	bool			tree;
+	bool			known;		/* the daemon has got it */
+	bool			armed;		/* the daemon has marks in place */
+	bool			promised;	/* a client relies on it */
+	bool			rescan;		/* promised, but not armed */
+	char			user[KSMBD_REQ_MAX_ACCOUNT_NAME_SZ];
+	char			share[KSMBD_REQ_MAX_SHARE_NAME];
+};
+
+struct ksmbd_notify_request {
+	struct notify_item	item;
+	struct notify_watch	*watch;		/* a reference */
+	struct ksmbd_work	*work;		/* the response */
+	struct hlist_node	hash;		/* in notify_requests until taken */
+	struct list_head	entry;		/* in watch->requests until ended */
+	struct list_head	waiting;	/* in notify_waiting until handled */
+	struct list_head	send;		/* in ksmbd_notify_conn.send */
+	struct ksmbd_notify_request *held_next;
+	unsigned long		deadline;
+	void			*cancel_argv[1];
+	struct smb2_hdr		hdr;		/* of the response, not asynchronous */
+	void			*response;	/* with records, instead of work's */
+	u32			limit;
+	u32			length;
+	struct notify_information *last;
+	struct file		*dir;		/* the watched directory, once claimed */
+	const struct file_handle *listed;	/* what may_list() has looked at last */
+	int			may_list;	/* and what it has found */
+	bool			old_withheld;	/* the last record, an old name */
+	bool			lost;		/* a record is missing */
+	__le32			status;		/* if not done, how to end unclaimed */
+	bool			held;		/* by work->notify_held of some work */
+	bool			offered;	/* to the daemon, after the first hold */
+	bool			known;		/* the daemon has got it */
+	bool			handled;	/* STATUS_PENDING may go out */
+	bool			taken;		/* somebody is ending it */
+	bool			done;		/* status is final */
+	bool			refused;	/* no STATUS_PENDING if not sent yet */
+	bool			interim;	/* STATUS_PENDING has been sent */
+};
+
+extern spinlock_t notify_lock;
+extern struct list_head notify_watches;		/* by ->entry */
+extern struct list_head notify_items;		/* what the daemon is yet to fetch */
+extern struct list_head notify_waiting;		/* requests not handled, oldest first */
+extern DECLARE_HASHTABLE(notify_requests, 10);	/* not taken, by id */
+extern u64 notify_last_id;			/* of watches and requests */
+extern u32 notify_daemon;			/* the registered one's port id, or 0 */
+extern unsigned long notify_progress;		/* when it last did an item */
+extern struct workqueue_struct *notify_wq;
+
+static inline struct notify_watch *item_watch(struct notify_item *item)
+{
+	return container_of(item, struct notify_watch, item);
+}
+
+static inline struct ksmbd_notify_request *item_request(struct notify_item *item)
+{
+	return container_of(item, struct ksmbd_notify_request, item);
+}
+
+static inline bool item_is_request(const struct notify_item *item)
+{
+	return item->type == KSMBD_NOTIFY_ITEM_TYPE_REQUEST ||
+	       item->type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL;
+}
+
+static inline bool conn_is_dead(struct ksmbd_conn *conn)
+{
+	return ksmbd_conn_exiting(conn) || ksmbd_conn_releasing(conn);
+}
+
+/* notify.c, all under notify_lock but for notify_item_put() */
+void notify_item_put(struct notify_item *item);
+void notify_item_queue(struct notify_item *item, u32 type);
+void notify_item_unqueue(struct notify_item *item);
+void notify_request_promise(struct ksmbd_notify_request *req);
+void notify_request_set_handled(struct ksmbd_notify_request *req);
+void notify_request_finish(struct ksmbd_notify_request *req, __le32 status);
+void notify_request_end(struct ksmbd_notify_request *req, __le32 status);
+void notify_watch_close(struct notify_watch *watch, __le32 status,
+			struct ksmbd_work *work);
+
+/* notify_send.c */
+void notify_request_send(struct ksmbd_notify_request *req);
+void notify_request_free(struct ksmbd_notify_request *req);
+
+/* notify_park.c */
+void notify_cancel_fn(void **argv);
+
+#endif /* __KSMBD_NOTIFY_IMPL_H__ */
