@@ -7,15 +7,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// testdata/events.bin is what a kernel 6.18 wrote for one script on ext4, and
-// events.txt how it reads. -update captures anew.
+// capturedEvents is what a kernel 6.18 wrote for one script on ext4, in little
+// endian, and events.txt how it reads. -update captures anew.
+const capturedEvents = "testdata/events.bin"
+
 const capture = `
 	mkdir w/d
 	touch w/f
@@ -37,7 +39,7 @@ const capture = `
 const spdx = "# SPDX-License-Identifier: GPL-2.0-or-later\n"
 
 func TestDecodeCaptured(t *testing.T) {
-	const bin, txt = "testdata/events.bin", "testdata/events.txt"
+	const bin, txt = capturedEvents, "testdata/events.txt"
 	if *update {
 		s := &script{t: t, dir: mountTest(t, "ext4"), hold: true}
 		for line := range strings.Lines(capture) {
@@ -50,14 +52,11 @@ func TestDecodeCaptured(t *testing.T) {
 		if err := s.g.read(); err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(bin, s.g.buf, 0o644)
+		os.WriteFile(bin, s.g.buf, 0o644) // on a little-endian machine
 		os.WriteFile(txt, []byte(spdx+render(t, s.g.buf)), 0o644)
 		s.g.Close()
 	}
-	buf, err := os.ReadFile(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	buf := captured(t)
 	want, err := os.ReadFile(txt)
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +64,41 @@ func TestDecodeCaptured(t *testing.T) {
 	if got := render(t, buf); spdx+got != string(want) {
 		t.Errorf("decoded:\n%swant:\n%s", got, want)
 	}
+}
+
+// captured returns capturedEvents as a kernel of this byte order would have
+// written them.
+func captured(t testing.TB) []byte {
+	t.Helper()
+	buf, err := os.ReadFile(capturedEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hostOrder(buf)
+}
+
+// hostOrder turns events from little endian into the byte order of this
+// machine, in place. The bytes of a handle have no order that anyone
+// but their filesystem knows.
+func hostOrder(buf []byte) []byte {
+	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+		return buf
+	}
+	for rest := buf; len(rest) > 0; {
+		size := int(binary.LittleEndian.Uint32(rest))
+		for _, field := range [][2]int{{0, 4}, {6, 8}, {8, 16}, {16, 20}, {20, 24}} {
+			slices.Reverse(rest[field[0]:field[1]])
+		}
+		for info := rest[metadataLen:size]; len(info) > 0; {
+			n := int(binary.LittleEndian.Uint16(info[2:]))
+			for _, field := range [][2]int{{2, 4}, {4, 12}, {12, 16}, {16, 20}} {
+				slices.Reverse(info[field[0]:field[1]])
+			}
+			info = info[n:]
+		}
+		rest = rest[size:]
+	}
+	return buf
 }
 
 func render(t *testing.T, buf []byte) string {
@@ -110,10 +144,12 @@ type info struct {
 	name   string
 }
 
-var testHandle = handle{4, 0, 0, 0, 1, 0, 0, 0, 'a', 'b', 'c', 'd'}
+var testHandle = append(binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 4), 1), "abcd"...)
 
 func TestDecodeMalformed(t *testing.T) {
 	good := encode(unix.FAN_CREATE, 7, info{unix.FAN_EVENT_INFO_TYPE_DFID_NAME, testHandle, "name"})
+	put16, put32 := binary.NativeEndian.PutUint16, binary.NativeEndian.PutUint32
+	const infoAt = metadataLen
 	for _, c := range []struct {
 		what  string
 		spoil func([]byte) []byte
@@ -121,13 +157,18 @@ func TestDecodeMalformed(t *testing.T) {
 		{"nothing", func(b []byte) []byte { return nil }},
 		{"short header", func(b []byte) []byte { return b[:metadataLen-1] }},
 		{"another version", func(b []byte) []byte { b[4]++; return b }},
-		{"longer than the buffer", func(b []byte) []byte { b[0]++; return b }},
-		{"shorter than its header", func(b []byte) []byte { b[0] = metadataLen - 1; return b }},
-		{"header too short", func(b []byte) []byte { b[6]--; return b }},
-		{"record of no length", func(b []byte) []byte { b[metadataLen+2] = 0; return b }},
-		{"record longer than the event", func(b []byte) []byte { b[metadataLen+2]++; return b }},
-		{"record without a handle", func(b []byte) []byte { b[0], b[metadataLen+2] = metadataLen+infoLen, infoLen; return b }},
-		{"handle longer than its record", func(b []byte) []byte { b[metadataLen+infoLen+3] = 0xff; return b }},
+		{"longer than the buffer", func(b []byte) []byte { put32(b, uint32(len(b)+1)); return b }},
+		{"as long as 32 bits say", func(b []byte) []byte { put32(b, 1<<32-1); return b }},
+		{"shorter than its header", func(b []byte) []byte { put32(b, metadataLen-1); return b }},
+		{"header too short", func(b []byte) []byte { put16(b[6:], metadataLen-1); return b }},
+		{"record of no length", func(b []byte) []byte { put16(b[infoAt+2:], 0); return b }},
+		{"record longer than the event", func(b []byte) []byte { put16(b[infoAt+2:], uint16(len(b)-infoAt+1)); return b }},
+		{"record without a handle", func(b []byte) []byte {
+			put32(b, infoAt+infoLen)
+			put16(b[infoAt+2:], infoLen)
+			return b
+		}},
+		{"handle longer than its record", func(b []byte) []byte { put32(b[infoAt+infoLen:], 0xff000004); return b }},
 		{"name without its end", func(b []byte) []byte { return bytes.ReplaceAll(b, []byte{0, 0, 0, 0}, []byte{1, 1, 1, 1}) }},
 		{"empty name", func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("name"), make([]byte, 4)) }},
 	} {
@@ -156,11 +197,7 @@ func TestEventString(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	buf, err := os.ReadFile(filepath.Join("testdata", "events.bin"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	for len(buf) > 0 {
+	for buf := captured(f); len(buf) > 0; {
 		var e event
 		n, err := e.decode(buf)
 		if err != nil {
@@ -186,10 +223,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func BenchmarkDecode(b *testing.B) {
-	buf, err := os.ReadFile("testdata/events.bin")
-	if err != nil {
-		b.Fatal(err)
-	}
+	buf := captured(b)
 	b.ReportAllocs()
 	var e event
 	for off := 0; b.Loop(); {

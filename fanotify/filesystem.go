@@ -63,7 +63,7 @@ func (g *Group) filesystem(fd int, tree bool) (*filesystem, error) {
 		return nil, fmt.Errorf("looking at directory: %w", err)
 	}
 	for _, trees := range []bool{false, tree} {
-		if fs := g.filesystems[fsKey{st.Dev, trees}]; fs != nil && (fs.whole || trees == tree) {
+		if fs := g.filesystems[fsKey{uint64(st.Dev), trees}]; fs != nil && (fs.whole || trees == tree) {
 			return fs, nil
 		}
 	}
@@ -71,7 +71,7 @@ func (g *Group) filesystem(fd int, tree bool) (*filesystem, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := fsKey{dev: st.Dev}
+	key := fsKey{dev: uint64(st.Dev)}
 	err = canMark(g.queues[0], fd)
 	if err == unix.EXDEV && kind == unix.BTRFS_SUPER_MAGIC {
 		top, topErr := topLevel(fd)
@@ -169,7 +169,8 @@ func fsid(fd int) (id uint64, kind int64, err error) {
 	var b [8]byte
 	binary.NativeEndian.PutUint32(b[:], uint32(st.Fsid.Val[0]))
 	binary.NativeEndian.PutUint32(b[4:], uint32(st.Fsid.Val[1]))
-	return binary.NativeEndian.Uint64(b[:]), int64(st.Type), nil // as decode reads it
+	// The id as decode reads it. The type is signed or not, of 32 bits or of 64, as the architecture has it.
+	return binary.NativeEndian.Uint64(b[:]), int64(uint32(st.Type)), nil
 }
 
 // close drops the filesystem after its last watch.
