@@ -3,49 +3,52 @@
 package fanotify
 
 import (
-	"bytes"
-
 	"golang.org/x/sys/unix"
 )
 
 // dispatch tells the watches of what is in the batch.
 func (g *Group) dispatch() {
+	q := g.queue
 	g.creator, g.remover = 0, 0
-	g.full = g.full || !g.learn(0)
+	clear(g.replaced.by)
+	clear(g.replaced.did)
+	q.full = q.full || !g.learn(0)
 	g.putOff = 0
-	for off := 0; off < len(g.buf) && !g.full; { // settling may have read on
-		off = g.tell(off)
-		for _, fs := range g.queue.filesystems {
+	for off := 0; off < len(q.buf) && !q.full; { // settling may have read on
+		off = g.tellFrom(off)
+		for _, fs := range q.filesystems {
 			fs.settle()
 		}
 	}
-	if g.full {
+	if q.full {
 		g.overflows++
 	}
-	for _, fs := range g.queue.filesystems {
-		if g.full {
+	for _, fs := range q.filesystems {
+		if q.full {
 			fs.overflowed()
 		}
 		fs.trim()
 	}
-	g.full = false
+	q.full = false
 }
 
-// tell goes through the batch from off and returns its end.
-func (g *Group) tell(off int) int {
+// tellFrom goes through the batch from off and returns its end.
+func (g *Group) tellFrom(off int) int {
 	var e event
-	for off < len(g.buf) && !g.full {
-		n, err := e.decode(g.buf[off:])
+	q := g.queue
+	for off < len(q.buf) && !q.full {
+		n, err := e.decode(q.buf[off:])
 		if err != nil { // learn would have met it
-			g.full = true
+			q.full = true
 			break
 		}
-		off += n
-		g.next = off
-		if fs := g.queue.filesystems[e.fsid]; fs != nil {
+		g.at, g.next = off, off+n
+		if fs := q.filesystems[e.fsid]; fs != nil {
 			fs.dispatch(&e)
 		}
+		off += n
 	}
+	g.at = len(q.buf)
 	return off
 }
 
@@ -54,18 +57,20 @@ func (g *Group) tell(off int) int {
 // finds out who created and who removed names, and returns false if part of the
 // queue was lost.
 func (g *Group) learn(off int) bool {
-	for off < len(g.buf) {
-		size, _, mask, err := eventHeader(g.buf[off:])
+	buf := g.queue.buf
+	for off < len(buf) {
+		size, _, mask, err := eventHeader(buf[off:])
 		if err == nil && mask&unix.FAN_CREATE != 0 {
-			g.creator = both(g.creator, eventThread(g.buf[off:]))
+			g.creator = both(g.creator, eventThread(buf[off:]))
 		}
 		if err == nil && mask&unix.FAN_DELETE != 0 {
-			g.remover = both(g.remover, eventThread(g.buf[off:]))
+			g.remover = both(g.remover, eventThread(buf[off:]))
 		}
-		if err == nil && movesDir(mask) {
+		if err == nil && (movesDir(mask) || g.replaced.wants(mask, buf[off:])) {
 			var e event
-			if _, err = e.decode(g.buf[off:]); err == nil {
+			if _, err = e.decode(buf[off:]); err == nil {
 				g.learnEvent(&e)
+				g.replaced.learn(off, &e)
 			}
 		}
 		if err != nil {
@@ -108,7 +113,7 @@ func (g *Group) learnEvent(e *event) {
 		at = e.old
 	}
 	fs := g.queue.filesystems[e.fsid]
-	if fs == nil || !movesDir(e.mask) || at.dir == nil || e.fid == nil {
+	if fs == nil || !fs.tracked() || !movesDir(e.mask) || at.dir == nil || e.fid == nil {
 		return
 	}
 	if dir := fs.get(e.fid); dir.parent == nil {
@@ -116,21 +121,31 @@ func (g *Group) learnEvent(e *event) {
 	}
 }
 
-// more reads and learns what comes within a millisecond, and says whether
-// that was anything.
+// more reads and learns what waits, and says whether that was anything.
 func (g *Group) more() bool {
-	had := len(g.buf)
-	unix.Poll([]unix.PollFd{{Fd: int32(g.queue.fd), Events: unix.POLLIN}}, 1)
-	if err := g.read(); err != nil { // the next Drain meets it again
+	q := g.queue
+	had := len(q.buf)
+	if err := g.read(q); err != nil { // the next Drain meets it again
 		g.log.Debug("cannot read on", "error", err)
 		return false
 	}
-	if len(g.buf) == had {
+	if len(q.buf) == had {
 		return false
 	}
 	g.batch++ // who was told to list the directory may have done so before this
-	g.full = g.full || !g.learn(had)
-	return !g.full
+	q.full = q.full || !g.learn(had)
+	return !q.full
+}
+
+// wait does that after a millisecond, or less. A Drain has the patience for a few
+// of these.
+func (g *Group) wait() bool {
+	if g.patience == 0 {
+		return false
+	}
+	g.patience--
+	unix.Poll([]unix.PollFd{{Fd: int32(g.queue.fd), Events: unix.POLLIN}}, 1)
+	return g.more()
 }
 
 func (fs *filesystem) dispatch(e *event) {
@@ -151,56 +166,73 @@ func (fs *filesystem) dispatch(e *event) {
 	}
 }
 
-func opsOf(mask uint64) (ops Op) {
-	for _, b := range opBits {
-		if mask&b.bit != 0 && !(b.op == Access && mask&unix.FAN_ONDIR != 0) {
-			ops |= b.op
-		}
-	}
-	return ops
-}
-
 // entry tells what happened to a name in a directory.
 func (fs *filesystem) entry(e *event) {
 	dir, name, isDir := fs.get(e.at.dir), e.at.name, e.mask&unix.FAN_ONDIR != 0
 	s, ops := &fs.g.from, opsOf(e.mask)
-	if err := s.find(fs, dir, name); err != nil {
-		fs.lost(ops, false)
-	}
-	if fs.walked && isDir && ops&Create != 0 && len(s.hits) > 0 {
-		if n := fs.get(e.fid); !n.marked || n.parent != dir || n.name != string(name) {
-			fs.enter(n, dir, string(name), true)
+	fs.findOrLose(s, dir, name, ops)
+	if len(s.hits) > 0 {
+		if isDir && ops&Create != 0 {
+			fs.how.appeared(fs.get(e.fid), dir, string(name), false)
 		}
-	}
-	if len(s.hits) > 0 && !(ops&(Create|Delete) == 0 && fs.unlinked(dir, name)) {
-		c := fs.change(e, e.fid)
-		c.Parent = dir.handle
-		for _, op := range [...]Op{ops & Create, ops & data, ops & Delete} {
-			if c.Op = op; op != 0 {
-				s.tell(c)
-			}
-		}
-		if ops&(Create|Delete) != 0 {
-			d := doubt{name: name, present: ops&Delete == 0, isDir: isDir, merged: ops&Create != 0 && ops&Delete != 0}
-			if isDir {
-				d.is = fs.nodes[string(e.fid)]
-			} else {
-				d.file = e.fid
-			}
-			fs.believe(dir, d, d.merged)
+		if !fs.nameless(e, s, dir, ops) {
+			fs.tellEntry(e, s, dir, ops)
 		}
 	}
 	if isDir && ops&Delete != 0 {
-		if n := fs.nodes[string(e.fid)]; n != nil {
-			if n.parent != nil && (n.parent != dir || n.name != string(name)) {
-				fs.misnamed() // it was looked up when it was on its way here
-			}
-			fs.gone(n)
-			if ops&Create == 0 {
-				fs.evict(n) // no event from inside it follows
-			}
+		fs.removedEntry(e, dir, ops)
+	}
+}
+
+// tellEntry tells the watches in s what happened to a name in dir.
+func (fs *filesystem) tellEntry(e *event, s *scope, dir *node, ops Op) {
+	name, isDir := e.at.name, e.mask&unix.FAN_ONDIR != 0
+	if ops&Create == 0 {
+		fs.reveal(s, dir, name)
+	}
+	c := fs.change(e, e.fid)
+	c.Parent = dir.handle
+	for _, op := range [...]Op{ops & Create, ops & data, ops & Delete} {
+		if c.Op = op; op != 0 {
+			s.tell(c)
 		}
 	}
+	if ops&(Create|Delete) != 0 {
+		d := doubt{name: name, present: ops&Delete == 0, isDir: isDir, merged: ops&Create != 0 && ops&Delete != 0}
+		if isDir {
+			d.is = fs.nodes[string(e.fid)]
+		} else {
+			d.file = e.fid
+		}
+		fs.believe(dir, d, d.merged)
+	}
+}
+
+// removedEntry notes that a directory was removed.
+func (fs *filesystem) removedEntry(e *event, dir *node, ops Op) {
+	n := fs.nodes[string(e.fid)]
+	if n == nil {
+		if e.fid == nil {
+			return
+		}
+		n = fs.get(e.fid)
+	}
+	if n.parent != nil && (n.parent != dir || n.name != string(e.at.name)) {
+		fs.misnamed() // it was looked up when it was on its way here
+	}
+	fs.how.removed(n)
+	if ops&Create == 0 {
+		fs.evict(n) // no event from inside it follows
+	}
+}
+
+// findOrLose finds who is to be told what happened to name in dir. Who cannot be
+// told, but asks for any of ops, is told of an Overflow.
+func (fs *filesystem) findOrLose(s *scope, dir *node, name []byte, ops Op) {
+	if err := s.find(fs, dir, name); err != nil {
+		fs.lost(ops, false)
+	}
+	s.loseUnsure(ops)
 }
 
 // self tells what happened to a directory's own attributes: the directories
@@ -213,7 +245,7 @@ func (fs *filesystem) self(e *event) {
 				fs.g.log.Warn("cannot guard a watched directory", "error", err)
 			}
 		}
-		if e.mask&(unix.FAN_ATTRIB|unix.FAN_MOVE_SELF) != 0 && n.removed() {
+		if e.mask&(unix.FAN_ATTRIB|unix.FAN_MOVE_SELF) != 0 && n.wasRemoved() {
 			fs.gone(n)
 		}
 	}
@@ -222,22 +254,22 @@ func (fs *filesystem) self(e *event) {
 		return
 	}
 	s := &fs.g.from
-	err := fs.place(n)
+	err := s.findDirectory(fs, n)
 	if err == errGone {
 		return // with all its attributes; what removed it tells the rest
-	}
-	s.hits = s.hits[:0]
-	if err == nil {
-		err = s.find(fs, n.parent, []byte(n.name))
 	}
 	// A single directory's mark asked for it, if neither the filesystem's nor
 	// its own did: then that directory must be found.
 	if err != nil || fs.mark.mask()&unix.FAN_ATTRIB == 0 && n.site == nil && len(s.hits) == 0 {
 		fs.lost(ops, true)
 	}
+	s.loseUnsure(ops)
 	if len(s.hits) > 0 {
 		c := fs.change(e, e.at.dir)
-		c.Op, c.Parent = ops, n.parent.handle
+		if c.Op = ops; n.parent != nil {
+			fs.reveal(s, n.parent, []byte(n.name))
+			c.Parent = n.parent.handle
+		}
 		s.tell(c)
 	}
 }
@@ -265,7 +297,7 @@ func (fs *filesystem) rename(e *event) {
 		fs.checkRename(moved, from, string(e.old.name), to, string(e.new.name))
 	}
 	fs.tellRename(e, from, to, moved)
-	if moved != nil {
+	if moved != nil && fs.tracked() {
 		fs.move(moved, to, string(e.new.name))
 		fs.renames = append(fs.renames, rename{moved, from, string(e.old.name)})
 		fs.g.ahead = true // so it is if this is half of an exchange
@@ -295,93 +327,29 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 	}
 }
 
-// victim says whether a rename replaced what had its new name. The kernel
-// never names that, but says in one go and of one thread: RENAME, ATTRIB of
-// the file or directory that lost its name, MOVE_SELF of the one renamed; see
-// fsnotify_move in linux/fsnotify.h. The last may have been merged into that
-// of an earlier rename; then a link or unlink may be what the ATTRIB is of.
-func (g *Group) victim(e *event) bool {
-	var next event
-	var lost handle
-	off := g.next
-	for tries := 0; tries <= maxPutOff; tries++ {
-		for off < len(g.buf) {
-			n, err := next.decode(g.buf[off:])
-			if err != nil {
-				return false
-			}
-			off += n
-			if next.pid != e.pid {
-				continue
-			}
-			is := next.self()
-			switch {
-			case next.mask&unix.FAN_MOVE_SELF != 0 && bytes.Equal(is, e.fid):
-				return lost != nil
-			case lost != nil:
-				return e.mask&unix.FAN_ONDIR == 0 &&
-					!(next.mask&(unix.FAN_CREATE|unix.FAN_DELETE) != 0 && bytes.Equal(is, lost))
-			case next.mask&unix.FAN_ATTRIB != 0 && (next.at.dir == nil || string(next.at.name) == "."):
-				lost = is
-			default:
-				return false
-			}
-		}
-		if !g.more() { // the writer may have been stopped in the middle of it
-			break
-		}
-	}
-	return lost != nil && e.mask&unix.FAN_ONDIR == 0
-}
-
-// self returns the handle of what the event happened to.
-func (e *event) self() handle {
-	if e.fid == nil {
-		return e.at.dir
-	}
-	return e.fid
-}
-
 // tellRename tells each watch what it can see of a rename.
 func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	old, new, isDir := e.old.name, e.new.name, e.mask&unix.FAN_ONDIR != 0
 	a, b := &fs.g.from, &fs.g.to
-	errOld := a.find(fs, from, old)
-	errNew := b.find(fs, to, new)
-	if errOld != nil || errNew != nil {
-		fs.lost(^Op(0), false)
+	fs.findOrLose(a, from, old, ^Op(0))
+	fs.findOrLose(b, to, new, ^Op(0))
+	if moved != nil && len(b.hits) > 0 {
+		fs.how.appeared(moved, to, string(new), len(a.hits) == 0)
 	}
-	if fs.walked && moved != nil && len(b.hits) > 0 && (!moved.marked || len(a.hits) == 0) {
-		fs.enter(moved, to, string(new), len(a.hits) > 0)
+	fs.g.movedIn = fs.g.movedIn || isDir && (len(a.hits) < len(b.hits) || moved != nil && moved.mounts != nil)
+	if len(a.hits) > 0 {
+		fs.reveal(a, from, old)
 	}
-	fs.g.movedIn = fs.g.movedIn || isDir && len(a.hits) < len(b.hits)
-	if len(b.hits) > 0 && fs.asks(Delete) && fs.mark.mask()&victimMask == victimMask && fs.g.victim(e) {
+	if len(b.hits) > 0 && fs.asks(Delete) && fs.replaces(e, to) {
 		b.tell(Change{Op: Delete, Dir: isDir, Parent: to.handle})
 	}
-	tell := func(o, n *hit) {
-		at := o
-		if o == nil {
-			at = n
-		}
-		for _, w := range at.node.watches {
-			c := Change{Op: Rename, Dir: isDir}
-			if o != nil {
-				c.OldName, c.OldParent = o.nameFor(w), from.handle
-			}
-			if n != nil {
-				c.Name, c.Parent = n.nameFor(w), to.handle
-			}
-			if c.OldName != nil || c.Name != nil {
-				w.tell(c)
-			}
-		}
-	}
 	for i := range a.hits {
-		tell(&a.hits[i], b.at(a.hits[i].node))
+		h := &a.hits[i]
+		fs.tellSides(h, b.at(h), isDir, from, to)
 	}
 	for i := range b.hits {
-		if a.at(b.hits[i].node) == nil {
-			tell(nil, &b.hits[i])
+		if h := &b.hits[i]; a.at(h) == nil {
+			fs.tellSides(nil, h, isDir, from, to)
 		}
 	}
 	if len(a.hits) > 0 {
@@ -396,32 +364,37 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	}
 }
 
-// at returns the hit of n.
-func (s *scope) at(n *node) *hit {
-	for i := range s.hits {
-		if s.hits[i].node == n {
-			return &s.hits[i]
+// tellSides tells the watches of one directory of a rename, of which they may see one
+// side alone.
+func (fs *filesystem) tellSides(old, new *hit, isDir bool, from, to *node) {
+	at := old
+	if old == nil {
+		at = new
+	}
+	for _, w := range at.node.watches {
+		c := Change{Op: Rename, Dir: isDir}
+		if old != nil {
+			c.OldName, c.OldParent = old.nameFor(w), old.parent(from)
+		}
+		if new != nil {
+			c.Name, c.Parent = new.nameFor(w), new.parent(to)
+		}
+		if c.OldName != nil || c.Name != nil {
+			w.tell(c)
 		}
 	}
-	return nil
 }
 
-// tell tells the watches in s of c, whose name it fills in.
-func (s *scope) tell(c Change) {
-	for i := range s.hits {
-		for _, w := range s.hits[i].node.watches {
-			if c.Name = s.hits[i].nameFor(w); c.Name != nil {
-				w.tell(c)
-			}
-		}
-	}
-}
-
-// tell tells w of c, if it asked for it.
+// tell tells w of c, if it asked for it and was there.
 func (w *Watch) tell(c Change) {
-	if c.Op &= w.ops; c.Op != 0 && !w.gone && w.overflow != w.fs.g.batch {
-		w.fn(c)
+	g := w.fs.g
+	if c.Op &= w.ops; c.Op == 0 || w.gone || w.overflow == g.batch {
+		return
 	}
+	if q := g.queue; w.since > q.told && q == w.fs.queue && w.since > q.told+uint64(g.at) {
+		return
+	}
+	w.fn(c)
 }
 
 // gone tells the watches of n that it was removed.
@@ -445,6 +418,11 @@ func (fs *filesystem) lost(ops Op, singles bool) {
 		if (w.ops|Overflow)&ops != 0 && (w.tree || singles) {
 			w.lose()
 		}
+	}
+	for _, p := range fs.points {
+		s := &fs.g.nesting
+		s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+		s.lose(ops)
 	}
 }
 
@@ -472,16 +450,58 @@ func (fs *filesystem) overflowed() {
 				fs.g.log.Warn("cannot guard a watched directory", "error", err)
 			}
 		}
-		if w.node.removed() {
+		if w.node.wasRemoved() {
 			fs.gone(w.node)
 		}
 	}
 	fs.lost(^Op(0), true)
 }
 
-// unlinked says whether name, in dir, is a file made with O_TMPFILE: its
-// events call it "#" and its inode's number, which nobody can see.
-func (fs *filesystem) unlinked(dir *node, name []byte) bool {
+// nameless tells what is to be told of an event whose name nobody can see: a file
+// made with O_TMPFILE is called "#" and its inode's number in its events.
+// Once it has a name, that may be anywhere. It returns false if it is a name.
+func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
+	if ops&(Create|Delete) != 0 || !isInodeName(e.at.name) {
+		return false
+	}
+	l := look{fs: fs}
+	defer l.close()
+	if st, err := l.stat(dir, e.at.name); st != nil || err != nil {
+		return false
+	}
+	if fs.hasName(e.fid) {
+		s.lose(ops)
+		fs.lost(ops, true)
+	}
+	return true
+}
+
+// hasName says whether the file has a name, or may have.
+func (fs *filesystem) hasName(file handle) bool {
+	if file == nil {
+		return true
+	}
+	at, done, err := fs.views[0].enter()
+	if err != nil {
+		return true
+	}
+	if done {
+		defer unix.Close(at)
+	}
+	fd, err := openHandle(at, string(file), 0)
+	if err == errGone {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) != nil || st.Nlink > 0
+}
+
+// isInodeName says whether name is "#" and a number.
+func isInodeName(name []byte) bool {
 	if len(name) < 2 || name[0] != '#' {
 		return false
 	}
@@ -490,8 +510,5 @@ func (fs *filesystem) unlinked(dir *node, name []byte) bool {
 			return false
 		}
 	}
-	l := look{fs: fs}
-	defer l.close()
-	st, err := l.stat(dir, name)
-	return st == nil && err == nil
+	return true
 }

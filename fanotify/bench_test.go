@@ -252,18 +252,18 @@ func BenchmarkDrain(b *testing.B) {
 				}
 				b.StartTimer()
 				if mode == "bare" {
-					if err := g.read(); err != nil {
+					if err := g.read(g.queues[0]); err != nil {
 						b.Fatal(err)
 					}
 					var e event
-					for off := 0; off < len(g.buf); {
-						size, err := e.decode(g.buf[off:])
+					for off := 0; off < len(g.queues[0].buf); {
+						size, err := e.decode(g.queues[0].buf[off:])
 						if err != nil {
 							b.Fatal(err)
 						}
 						off += size
 					}
-					g.buf = g.buf[:0]
+					g.queues[0].buf = g.queues[0].buf[:0]
 				} else if err := g.Drain(); err != nil {
 					b.Fatal(err)
 				}

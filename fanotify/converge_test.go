@@ -333,7 +333,7 @@ func TestConverge(t *testing.T) {
 					}
 					if mode == "cold" && c.mix.IntN(2) == 0 {
 						for _, fs := range c.g.filesystems {
-							fs.forget()
+							fs.how.forget()
 						}
 					}
 					if mode == "heirs" && c.mix.IntN(8) == 0 {

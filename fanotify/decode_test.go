@@ -49,11 +49,11 @@ func TestDecodeCaptured(t *testing.T) {
 				}
 			}
 		}
-		if err := s.g.read(); err != nil {
+		if err := s.g.read(s.g.queues[0]); err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(bin, s.g.buf, 0o644) // on a little-endian machine
-		os.WriteFile(txt, []byte(spdx+render(t, s.g.buf)), 0o644)
+		os.WriteFile(bin, s.g.queues[0].buf, 0o644) // on a little-endian machine
+		os.WriteFile(txt, []byte(spdx+render(t, s.g.queues[0].buf)), 0o644)
 		s.g.Close()
 	}
 	buf := captured(t)

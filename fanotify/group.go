@@ -78,6 +78,8 @@ const (
 	keepBatch = 1 << 20
 	// minRead is more than the longest event: three handles, two names.
 	minRead = 4096
+	// patience bounds the milliseconds that a Drain waits in all.
+	patience = 16
 )
 
 // A Group is what is watched, and the fanotify groups that tell of it.
@@ -89,34 +91,43 @@ type Group struct {
 	asleep      int                // how many of these
 	queues      []*queue           // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
-	mounts      mountTable
-	refused     map[string]bool // kinds of filesystem that the log tells of
 	maxNodes    int
 	maxMarks    int
 	retryAfter  time.Duration
-	retry       atomic.Pointer[time.Time] // the first of its filesystems' that have one
+	retry       atomic.Pointer[time.Time] // when Drain is to be called though nothing happened
 	inherited   []byte                    // the marks that came with the first queue, see Inherit
+	inheriting  bool                      // the watches of that are being opened anew
+
+	mounts      mountTable
+	points      map[int]*point       // mounts that watch trees see, by id
+	asked       [opCount]int         // watch trees that ask for an op
+	refused     map[string]time.Time // when the log told last that a mount cannot be watched
+	retryMounts time.Time            // when to try that again; else zero
+	owed        []*Watch             // who is to be told of an Overflow
 
 	queue     *queue // whose turn it is
 	movedIn   bool   // a directory came into a watch tree
 	ahead     bool   // the handle tree was found as it will be when what waits has been told
-	buf       []byte // the batch: what was read from it since Drain began
-	next      int    // where the event after the one at hand begins
+	at, next  int    // where in its batch the event at hand begins, and the one after it
 	batch     uint64 // its number
 	reads     uint64 // of the queue until it was empty
-	full      bool   // part of it was lost
 	putOff    int    // how often settling was put off in it
+	patience  int    // how often this Drain may yet wait for an event that is on its way
 	creator   int32  // the thread that created names in it, or several
 	remover   int32  // the one that removed some
+	replaced  replacements
 	overflows uint64
 	from, to  scope // where the event at hand happened
-	nesting   scope // where the mount is that it happened in
+	nesting   scope // where a mount is
 }
 
 // A queue is a fanotify group of the kernel's.
 type queue struct {
 	fd          int
 	filesystems map[uint64]*filesystem // by fsid
+	buf         []byte                 // the batch: what was read and has not been told
+	told        uint64                 // how many bytes were before that
+	full        bool                   // part of the batch was lost
 }
 
 // Open makes a group. Its queues are limited by fs.fanotify.max_queued_events.
@@ -124,7 +135,8 @@ type queue struct {
 func Open(log *slog.Logger) (*Group, error) {
 	g := &Group{
 		log: log, maxNodes: maxNodes, maxMarks: maxMarks, retryAfter: retryAfter,
-		filesystems: make(map[fsKey]*filesystem), refused: make(map[string]bool),
+		filesystems: make(map[fsKey]*filesystem), refused: make(map[string]time.Time), points: make(map[int]*point),
+		replaced: replacements{make(map[int32]replacement), make(map[int]bool)},
 	}
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -268,48 +280,71 @@ func (g *Group) Drain() error {
 		return fmt.Errorf("reading fanotify: %w", os.ErrClosed)
 	}
 	g.ahead = false
-	if g.mounts.poll() {
-		g.remount()
+	g.patience = patience
+	if g.mounts.poll() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {
+		g.refresh()
 	}
+	g.batch++
+	g.tellOwed()
 	for i := 0; i < len(g.queues); i++ { // what is told may replace a queue
 		g.queue = g.queues[i]
 		g.batch++
-		if err := g.read(); err != nil {
+		if err := g.read(g.queue); err != nil {
 			return err
 		}
 		g.dispatch()
-		if g.buf = g.buf[:0]; cap(g.buf) > keepBatch {
-			g.buf = nil
-		}
+		g.queue.forgetBatch()
 	}
 	if g.movedIn {
 		g.movedIn = false
-		g.remount() // mounts may have come along
+		g.refreshMoved() // mounts may have come along
+		g.batch++
+		g.tellOwed()
 	}
+	g.schedule()
+	return nil
+}
+
+// schedule notes when to try again what could not be done.
+func (g *Group) schedule() {
 	var retry *time.Time
-	for _, fs := range g.filesystems {
-		if at := fs.retry; !at.IsZero() && (retry == nil || at.Before(*retry)) {
+	soonest := func(at time.Time) {
+		if !at.IsZero() && (retry == nil || at.Before(*retry)) {
 			retry = &at
 		}
 	}
+	soonest(g.retryMounts)
+	for _, fs := range g.filesystems {
+		soonest(fs.retry)
+	}
+	if len(g.owed) > 0 {
+		soonest(time.Now())
+	}
 	g.retry.Store(retry)
-	return nil
+}
+
+// forgetBatch ends a batch that has been told.
+func (q *queue) forgetBatch() {
+	q.told += uint64(len(q.buf))
+	if q.buf = q.buf[:0]; cap(q.buf) > keepBatch {
+		q.buf = nil
+	}
 }
 
 // Overflows says how often part of a queue was lost.
 func (g *Group) Overflows() uint64 { return g.overflows }
 
 // read appends to the batch what waits in the queue.
-func (g *Group) read() error {
+func (g *Group) read(q *queue) error {
 	for {
-		if cap(g.buf)-len(g.buf) < minRead {
-			if len(g.buf) >= maxBatch {
-				g.full = true
+		if cap(q.buf)-len(q.buf) < minRead {
+			if len(q.buf) >= maxBatch {
+				q.full = true
 				return nil
 			}
-			g.buf = slices.Grow(g.buf, max(len(g.buf), 16*minRead))
+			q.buf = slices.Grow(q.buf, max(len(q.buf), 16*minRead))
 		}
-		n, err := unix.Read(g.queue.fd, g.buf[len(g.buf):cap(g.buf)])
+		n, err := unix.Read(q.fd, q.buf[len(q.buf):cap(q.buf)])
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
@@ -318,9 +353,19 @@ func (g *Group) read() error {
 		case err != nil:
 			return fmt.Errorf("reading fanotify: %w", err)
 		default:
-			g.buf = g.buf[:len(g.buf)+n]
+			q.buf = q.buf[:len(q.buf)+n]
 		}
 	}
+}
+
+// readOn does that for the next Drain, and returns how far it came: what has
+// happened until now is before that.
+func (g *Group) readOn(q *queue) uint64 {
+	if err := g.read(q); err != nil { // the next Drain meets it again
+		g.log.Debug("cannot read on", "err", err)
+		return 0
+	}
+	return q.told + uint64(len(q.buf))
 }
 
 // Close closes the group, its watches and their directories.

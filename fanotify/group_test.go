@@ -387,7 +387,7 @@ func TestRemoveCold(t *testing.T) {
 				}
 				drain(t, g)
 				for _, fs := range g.filesystems {
-					fs.forget()
+					fs.how.forget()
 				}
 				ctx, done := context.WithCancel(context.Background())
 				go func() {
@@ -430,15 +430,15 @@ func TestNameless(t *testing.T) {
 		{"another filesystem", encode(unix.FAN_MODIFY, w.fs.id+1, at("f")), nil},
 	} {
 		g.batch++
-		g.queue, g.buf = g.queues[0], c.buf
+		g.queue, g.queues[0].buf = g.queues[0], c.buf
 		g.dispatch()
-		g.buf = nil
+		g.queues[0].buf = nil
 		t.Log(c.what)
 		wantTold(t, told, c.want...)
 		wantTold(t, single)
 		wantTold(t, other)
 	}
-	g.buf = []byte("nonsense")
+	g.queues[0].buf = []byte("nonsense")
 	drain(t, g)
 	wantTold(t, told, "overflow")
 	wantTold(t, single, "overflow")

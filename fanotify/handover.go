@@ -19,7 +19,13 @@ import (
 // Settled says whether what the last Drain told is all right for one who reads
 // on in the queue and knows no more. If not, what waits in it may say that names
 // were told wrong, which shows in this Group alone: Drain again.
-func (g *Group) Settled() bool { return !g.ahead }
+func (g *Group) Settled() bool {
+	waits := g.ahead
+	for _, q := range g.queues {
+		waits = waits || len(q.buf) > 0
+	}
+	return !waits
+}
 
 // Detach returns the first queue, with its marks and with what waits in it, for
 // another process to Inherit. The watches that are in it hear of nothing any
@@ -41,11 +47,14 @@ func (g *Group) Detach() (*os.File, error) {
 // it can be compared, and whether all its marks are in the queue that Detach
 // returns.
 func (w *Watch) Handover() (mounts []string, ok bool) {
-	first := w.fs.g.queues[0]
-	ok = w.fs.queue == first
-	for _, n := range w.below {
-		ok = ok && n.fs.queue == first
-		mounts = append(mounts, fmt.Sprintf("%x %x %q", n.fs.id, n.node.handle, n.nested.point))
+	g := w.fs.g
+	ok = w.fs.queue == g.queues[0]
+	for _, p := range g.points {
+		if !w.sees(p) {
+			continue
+		}
+		ok = ok && p.lower != nil && p.lower.queue == g.queues[0]
+		mounts = append(mounts, fmt.Sprintf("%d %d %q", p.is.ID, p.is.Unique, p.mount.Point))
 	}
 	slices.Sort(mounts)
 	return mounts, ok
@@ -80,7 +89,7 @@ func (g *Group) Inherit(queue *os.File) error {
 	if err := g.replace(q, fd); err != nil {
 		return err
 	}
-	g.inherited = marks
+	g.inherited, g.inheriting = marks, true
 	return nil
 }
 
@@ -93,7 +102,7 @@ func (g *Group) Confirm() error {
 	if err == nil && !bytes.Equal(marks, g.inherited) {
 		err = errMarks
 	}
-	g.inherited = nil
+	g.inherited, g.inheriting = nil, false
 	return err
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,17 +71,9 @@ type site struct {
 	mark
 	users   int
 	dir     *os.File // the site owns it
-	mount   *mount
-	watches []*Watch
-	guard   *node // the directory above, whose mark tells of this one's removal
-}
-
-// A mount is where a filesystem can be seen from: handles are opened, and
-// directories found, through it.
-type mount struct {
-	id    int
-	fd    int // of a directory in it by which the filesystem can be marked; the mount owns it
-	sites int
+	view    *view    // the mount that dir is in
+	watches []*Watch // in no order; each knows its index
+	guard   *node    // the directory above, whose mark tells of this one's removal
 }
 
 // want adds mask to the inode mark of n. It takes ownership of dir, n's
@@ -91,12 +82,12 @@ func (fs *filesystem) want(n *node, dir *os.File, mountID int, mask uint64) erro
 	if n.site != nil {
 		dir.Close()
 	} else {
-		m, err := fs.mountOf(dir, mountID)
+		v, err := fs.see(dir, mountID)
 		if err != nil {
 			dir.Close()
 			return err
 		}
-		n.site = &site{dir: dir, mount: m}
+		n.site = &site{dir: dir, view: v}
 		fs.pin(n)
 	}
 	n.users++
@@ -111,7 +102,7 @@ func (fs *filesystem) want(n *node, dir *os.File, mountID int, mask uint64) erro
 func (fs *filesystem) unwant(n *node, mask uint64) error {
 	fs.g.narrow()
 	var err error
-	if fs.walked { // the mark is there for watch trees above too
+	if n.marked { // for watch trees above too, which take that mark along when they go
 		n.count(mask, -1)
 	} else {
 		err = n.remove(fs.queue.fd, int(n.dir.Fd()), mask)
@@ -126,35 +117,7 @@ func (fs *filesystem) release(n *node) {
 		return
 	}
 	n.dir.Close()
-	if n.mount.sites--; n.mount.sites == 0 {
-		unix.Close(n.mount.fd)
-		i := slices.Index(fs.mounts, n.mount)
-		fs.mounts = slices.Delete(fs.mounts, i, i+1)
-	}
+	fs.unsee(n.view)
 	n.site = nil
 	fs.unpin(n)
-}
-
-// mountOf counts one more site in the mount that dir is in.
-func (fs *filesystem) mountOf(dir *os.File, id int) (*mount, error) {
-	for _, m := range fs.mounts {
-		if m.id == id {
-			m.sites++
-			return m, nil
-		}
-	}
-	var fd int
-	var err error
-	if fs.btrfs {
-		fd, err = topLevel(int(dir.Fd()))
-	} else if fd, err = unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		err = fmt.Errorf("duplicating directory: %w", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	m := &mount{id: id, fd: fd, sites: 1}
-	fs.mounts = append(fs.mounts, m)
-	fs.stale = fs.stale || !fs.walked // it may show what was out of sight
-	return m, nil
 }

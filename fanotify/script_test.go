@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +28,7 @@ import (
 //	watch [-r] [-o op,op] DIR   all ops but access unless -o says otherwise
 //	unwatch DIR                 the last watch of DIR
 //	queue N                     the queue limit of the group; before any watch
+//	mount DIR                   an empty tmpfs; all are unmounted in the end
 //	hold, drain                 changes pile up between them; else each is drained
 //	resolve-cold                forget the handle tree
 //	the rest does what its name says
@@ -103,6 +105,9 @@ func mountTest(t testing.TB, kind string) string {
 		}
 		if out, err := exec.Command(mount[0], mount[1:]...).CombinedOutput(); err != nil {
 			give("cannot test on %s: %v: %s", kind, err, out)
+		}
+		if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil { // else nothing can be moved in it
+			t.Fatal(err)
 		}
 		t.Cleanup(func() {
 			err := unix.Unmount(dir, 0)
@@ -247,6 +252,12 @@ func runScript(t *testing.T, file, dir, kind string) {
 	defer runtime.UnlockOSThread()
 	before := openFiles(t)
 	s := &script{t: t, dir: dir, threads: make(map[string]func(func()))}
+	defer func() {
+		for _, m := range slices.Backward(s.mounts) {
+			for unix.Unmount(m, 0) == nil {
+			}
+		}
+	}()
 	for i, line := range strings.Split(commands, "\n") {
 		line, _, _ = strings.Cut(line, " # ")
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
@@ -316,6 +327,7 @@ type script struct {
 		*Watch
 	}
 	files   []io.Closer
+	mounts  []string
 	threads map[string]func(func())
 }
 
@@ -380,7 +392,7 @@ func (s *script) run(args []string) error {
 		return err
 	case "resolve-cold":
 		for _, fs := range s.g.filesystems {
-			fs.forget()
+			fs.how.forget()
 		}
 		return nil
 	case "mkdir":
@@ -441,6 +453,17 @@ func (s *script) run(args []string) error {
 		f, err := os.Open(path(0))
 		s.files = append(s.files, f)
 		return err
+	case "mount":
+		s.mounts = append(s.mounts, path(0))
+		return errJoin(unix.Mount("none", path(0), "tmpfs", 0, "size=1m"), unix.Mount("", path(0), "", unix.MS_PRIVATE, ""))
+	case "bind":
+		s.mounts = append(s.mounts, path(1))
+		return errJoin(unix.Mount(path(0), path(1), "", unix.MS_BIND, ""), unix.Mount("", path(1), "", unix.MS_PRIVATE, ""))
+	case "mount-move":
+		s.mounts = append(s.mounts, path(1))
+		return unix.Mount(path(0), path(1), "", unix.MS_MOVE, "")
+	case "umount":
+		return unix.Unmount(path(0), 0)
 	case "tmpfile": // in a directory, written to until the end
 		fd, err := unix.Open(path(0), unix.O_TMPFILE|unix.O_RDWR, 0o600)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"hash/maphash"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,15 +20,16 @@ import (
 
 // A doubt is a name that must be looked at.
 type doubt struct {
-	dir     *node
-	name    []byte
-	alias   []byte // the name in the same directory that it was changed to, perhaps by case alone
-	present bool   // what was told last
-	isDir   bool
-	merged  bool   // it was created and removed, in whichever order
-	is      *node  // the directory that has the name, if that is known
-	file    handle // the file that all events were of: that it is gone confirms that the name is
-	sure    bool   // it was only created, or only removed
+	dir      *node
+	name     []byte
+	alias    []byte // the name in the same directory that it was changed to, perhaps by case alone
+	present  bool   // what was told last
+	expected bool   // it was found by a walk, and not told yet
+	isDir    bool
+	merged   bool   // it was created and removed, in whichever order
+	is       *node  // the directory that has the name, if that is known
+	file     handle // the file that all events were of: that it is gone confirms that the name is
+	sure     bool   // it was only created, or only removed
 }
 
 type doubtKey struct {
@@ -37,9 +39,9 @@ type doubtKey struct {
 
 var seed = maphash.MakeSeed()
 
-// believe notes what was told of a name in dir. Without doubtful it matters
-// only for names that are in doubt already, or come to be when another thread
-// undoes it.
+// believe remembers the last thing that was told about a name in dir. If doubtful,
+// settle looks at the name; if not, that only updates a name that is to be looked
+// at already, or comes to be when another thread undoes it.
 func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 	if len(fs.doubts) == 0 && !doubtful && !fs.g.crowd() {
 		return
@@ -59,6 +61,38 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 	}
 }
 
+// believed returns what is remembered of a name in dir, or nil.
+func (fs *filesystem) believed(dir *node, name []byte) *doubt {
+	if len(fs.doubts) == 0 || dir == nil {
+		return nil
+	}
+	i, ok := fs.doubtful[doubtKey{dir, maphash.Bytes(seed, name)}]
+	if !ok || !bytes.Equal(fs.doubts[i].name, name) {
+		return nil
+	}
+	return &fs.doubts[i]
+}
+
+// expect remembers that a walk found a name in dir. If no event tells that it was made
+// before it is settled, or before anything else is told of it, it is told then.
+func (fs *filesystem) expect(dir *node, name string, isDir bool) {
+	if d := fs.believed(dir, []byte(name)); d != nil && d.present {
+		return
+	}
+	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, merged: true, expected: true}, true)
+}
+
+// reveal tells the watches in s that name was made in dir, if a walk found it and
+// that was not told: something else is about to be.
+func (fs *filesystem) reveal(s *scope, dir *node, name []byte) {
+	d := fs.believed(dir, name)
+	if d == nil || !d.expected {
+		return
+	}
+	d.expected, d.present = false, true
+	s.tell(Change{Op: Create, Dir: d.isDir, Parent: dir.handle, Read: fs.g.reads})
+}
+
 // maxPutOff bounds how often a Drain puts off what differs. Somebody who never
 // stops changing things must not keep it.
 const maxPutOff = 4
@@ -66,18 +100,24 @@ const maxPutOff = 4
 // keepDoubts is for how many names memory stays allocated between two batches.
 const keepDoubts = 4096
 
-// settle looks at what is in doubt and tells what differs. If it may be the work
-// of events that came meanwhile, these are told first.
+// settle looks at what is in doubt and tells what differs. What differs may be the work
+// of events that came meanwhile: then these are told first.
 func (fs *filesystem) settle() {
-	fs.enterRest()
-	l := look{fs: fs}
-	for i := 0; i < len(fs.doubts) && !fs.g.full; i++ {
-		if !fs.settleName(&l, &fs.doubts[i]) {
-			l.close()
-			return
+	g := fs.g
+	fs.how.settle()
+	if len(fs.doubts) > 0 && !g.queue.full {
+		differ := fs.differences()
+		if len(differ) > 0 && g.putOff < maxPutOff {
+			fs.barriers(differ)
+			if g.more() {
+				g.putOff++
+				return
+			}
+		}
+		for _, d := range differ {
+			fs.correct(&d)
 		}
 	}
-	l.close()
 	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
 		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
 	}
@@ -90,80 +130,167 @@ func (fs *filesystem) settle() {
 	}
 }
 
-// settleName settles d, or returns false to have it put off.
-func (fs *filesystem) settleName(l *look, d *doubt) bool {
-	// To look at a name takes its directory's lock, for which writers wait.
-	if d.sure || !d.present && d.file != nil && fs.whole && fs.mounts[0].gone(string(d.file)) {
-		return true
+// A difference is a name that is not as it was told.
+type difference struct {
+	*doubt
+	st  *unix.Stat_t // what has it now; nil if nothing
+	err error        // it cannot be looked at
+}
+
+func (d *difference) nowDir() bool { return d.st != nil && d.st.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+// differences looks at all that is in doubt.
+func (fs *filesystem) differences() (differ []difference) {
+	l := look{fs: fs}
+	defer l.close()
+	for i := range fs.doubts {
+		d := &fs.doubts[i]
+		// To look at a name takes its directory's lock, for which writers wait.
+		if d.sure || !d.present && d.file != nil && fs.views[0].point == nil && fs.how.whole() && !fs.has(string(d.file)) {
+			continue
+		}
+		now := difference{doubt: d}
+		now.st, now.err = l.stat(d.dir, d.name)
+		if now.st != nil && d.alias != nil && l.same(d, now.st) {
+			now.st = nil
+		}
+		present := now.st != nil
+		if now.err == errGone && !d.present || now.err == nil && present == d.present && (!present || now.nowDir() == d.isDir) {
+			continue
+		}
+		differ = append(differ, now)
 	}
-	st, err := l.stat(d.dir, d.name)
-	isDir := st != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if st != nil && d.alias != nil {
-		// In a directory that ignores case the old name finds the new one.
-		now, err := l.stat(d.dir, d.alias)
-		if err == nil && now != nil && now.Ino == st.Ino && (isDir || st.Nlink == 1) {
-			st = nil
+	return differ
+}
+
+// same says whether the old name of d finds the new one, whose file is st, as it does in
+// a directory that ignores case.
+func (l *look) same(d *doubt, st *unix.Stat_t) bool {
+	now, err := l.stat(d.dir, d.alias)
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	return err == nil && now != nil && now.Ino == st.Ino && (isDir || st.Nlink == 1)
+}
+
+// barriers waits until whatever was under way in the directories of the differences, when
+// they were looked at, has been put in the queue.
+func (fs *filesystem) barriers(differ []difference) {
+	var last *node
+	for _, d := range differ {
+		if d.dir != last {
+			last = d.dir
+			fs.barrier(last)
 		}
 	}
-	present, op := st != nil, Delete
+}
+
+// tooLong is longer than any filesystem's names.
+var tooLong = strings.Repeat("x", 2000)
+
+// barrier does that for one directory. Whoever changes a directory holds its lock
+// until the event is in the queue. To look up a name that is too long takes that lock
+// and leaves nothing behind.
+func (fs *filesystem) barrier(dir *node) {
+	l := look{fs: fs}
+	defer l.close()
+	l.stat(dir, []byte(tooLong))
+}
+
+// correct tells what is true of a name.
+func (fs *filesystem) correct(d *difference) {
+	present, op := d.st != nil, Delete
 	if present {
 		op = Create
 	}
+	s := &fs.g.from
 	switch {
-	case err == errGone && !d.present || err == nil && present == d.present && (!present || isDir == d.isDir):
-		return true
-	case fs.g.putOff < maxPutOff && fs.g.more():
-		fs.g.putOff++
-		return false
-	case err != nil: // a directory in the place of a removed one may have the name
-		fs.lost(^Op(0), true)
-		return true
+	case d.err != nil: // a directory in the place of a removed one may have the name
+		fs.findOrLose(s, d.dir, d.name, ^Op(0))
+		s.lose(^Op(0))
+		return
 	case !present && d.is != nil && !fs.stale:
-		return true // nothing has merged: what took the directory away waits unread, and what left it before
-	case isDir && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
+		return // nothing has merged: what took the directory away waits unread, and what left it before
+	case d.nowDir() && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
 		fs.misnamed()
 	}
-	s := &fs.g.from
-	if err := s.find(fs, d.dir, d.name); err != nil {
-		fs.lost(op, false)
-	}
-	s.tell(Change{Op: op, Dir: isDir || !present && d.isDir, Parent: d.dir.handle})
-	return true
+	fs.findOrLose(s, d.dir, d.name, op)
+	s.tell(Change{Op: op, Dir: d.nowDir() || !present && d.isDir, Parent: d.dir.handle})
 }
 
-// A look is a directory held open to look at names in it.
+// A look is a directory held open to look at names in it or, if it is below a mount
+// point, a way to it from there: to hold it open would keep the mount from being
+// unmounted.
 type look struct {
 	fs  *filesystem
 	dir *node
 	fd  int
+	way string
 }
 
 // stat looks at name in dir. It returns nil when there is none, and errGone
 // when there is no such directory any more.
 func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
-	fd := l.fd
+	fd, way := l.fd, ""
 	switch {
 	case dir == nil || dir == l.fs.top:
 		return nil, nil
 	case dir.site != nil:
 		fd = int(dir.dir.Fd())
-	case dir != l.dir:
-		var err error
-		l.close()
-		fd, _, err = l.fs.open(dir)
-		if err != nil {
+	default:
+		if err := l.at(dir); err != nil {
 			return nil, err
 		}
-		l.dir, l.fd = dir, fd
+		fd, way = l.fd, l.way
 	}
 	st := new(unix.Stat_t)
-	switch err := unix.Fstatat(fd, string(name), st, unix.AT_SYMLINK_NOFOLLOW); {
+	switch err := unix.Fstatat(fd, way+string(name), st, unix.AT_SYMLINK_NOFOLLOW); {
 	case err == unix.ENOENT:
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("looking at name: %w", err)
 	}
 	return st, nil
+}
+
+// at has l look at names in dir.
+func (l *look) at(dir *node) error {
+	if dir == l.dir {
+		return nil
+	}
+	l.close()
+	fd, way, ok := l.fs.wayTo(dir)
+	if !ok {
+		var err error
+		if fd, err = l.fs.how.open(dir, 0); err != nil {
+			return err
+		}
+	}
+	l.dir, l.fd, l.way = dir, fd, way
+	return nil
+}
+
+// wayTo finds the way to a directory from where its mount is seen below a watch tree, if
+// there is no other way and the directory is still there.
+func (fs *filesystem) wayTo(dir *node) (fd int, way string, ok bool) {
+	if len(fs.views) == 0 || fs.views[0].point == nil {
+		return -1, "", false
+	}
+	n := dir
+	for ; n.mounts == nil || len(n.mounts.of) == 0; n = n.parent {
+		if way = n.name + "/" + way; n.parent == nil || n.name == "" || len(way) > 1024 {
+			return -1, "", false
+		}
+	}
+	p := n.mounts.of[0]
+	fd, err := p.upper.how.open(p.dir, p.host.id)
+	if err != nil {
+		return -1, "", false
+	}
+	way = p.name + "/" + way
+	if h, id, err := handleAt(fd, way[:len(way)-1]); err != nil || id != p.is.ID || string(h) != dir.handle {
+		unix.Close(fd)
+		return -1, "", false
+	}
+	return fd, way, true
 }
 
 func (l *look) close() {

@@ -4,10 +4,8 @@ package fanotify
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +15,7 @@ type Watch struct {
 	fs       *filesystem
 	node     *node
 	dir      *os.File // the node's, or its own if that is in another mount
+	view     *view    // of a watch tree: the mount that it begins in
 	mountID  int
 	inode    bool // it has its directory marked
 	tree     bool
@@ -24,9 +23,11 @@ type Watch struct {
 	fn       func(Change)
 	closed   bool
 	gone     bool
-	overflow uint64   // the last batch in which it was told of an Overflow
-	below    []*Watch // of the mounts below a watch tree
-	nested   *nested  // if it is one of these
+	owed     bool   // it is to be told of an Overflow
+	since    uint64 // where in its queue it began
+	overflow uint64 // the last batch in which it was told of an Overflow
+
+	inFS, inNode, inView int // its index in their watches
 }
 
 // What marks ask for besides the watches' own ops.
@@ -65,34 +66,33 @@ var opBits = [...]struct {
 
 const opCount = 6 // Create to Access
 
-// masks returns what w needs of its directory's mark and of its filesystem's.
-func (w *Watch) masks() (inode, filesystem uint64) {
-	var mask uint64
+// bitsOf returns the mask that tells of ops.
+func bitsOf(ops Op) (mask uint64) {
 	for _, b := range opBits {
-		if w.ops&b.op != 0 {
+		if ops&b.op != 0 {
 			mask |= b.bit
 		}
 	}
-	if w.ops&Delete != 0 && w.fs.whole {
-		filesystem = victimMask
+	return mask
+}
+
+// opsOf returns the ops that a mask tells of.
+func opsOf(mask uint64) (ops Op) {
+	for _, b := range opBits {
+		if mask&b.bit != 0 && !(b.op == Access && mask&unix.FAN_ONDIR != 0) {
+			ops |= b.op
+		}
 	}
-	switch {
-	case w.fs.walked:
-		return selfMask, mask | treeMask | selfMask | walkMask
-	case w.tree || !w.inode:
-		return 0, mask | treeMask | filesystem
-	case w.ops&(Modify|Attrib|Access) != 0:
-		mask |= unix.FAN_EVENT_ON_CHILD
-	}
-	return mask | selfMask, filesystem
+	return ops
 }
 
 // Watch calls fn, from Drain, for each change of the kinds in ops in the
 // directory that dir is open on, also with O_PATH, or with tree in and below
 // it, mounts included. It takes ownership of dir, also when it fails. Once it
-// has returned no change is missed.
+// has returned no change is missed, and nothing is told that happened before it
+// was called.
 //
-// A filesystem that cannot be watched is EOPNOTSUPP; the log says why, once. A
+// A filesystem that cannot be watched is EOPNOTSUPP; the error says why. A
 // directory that was removed already is ENOENT.
 func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch, error) {
 	name := dir.Name()
@@ -101,11 +101,7 @@ func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch,
 	if err == nil {
 		err = g.start(w, dir)
 	}
-	switch {
-	case err == nil && tree:
-		w.nest()
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
-		g.refuse(g.mounts.kind(w.mountID), name, err)
+	if isRefused(err) {
 		err = fmt.Errorf("%v: %w", err, unix.EOPNOTSUPP)
 	}
 	if err != nil {
@@ -132,74 +128,133 @@ func reopen(dir *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), dir.Name()), nil
 }
 
+// start has w told of what happens from now on.
 func (g *Group) start(w *Watch, dir *os.File) error {
-	h, mountID, err := handleAt(int(dir.Fd()), "")
-	if err != nil {
-		dir.Close()
-		return fmt.Errorf("taking directory's handle: %w", err)
+	if g.mounts.poll() {
+		g.refresh() // a filesystem that was unmounted may have left its device to this one
 	}
-	w.mountID = mountID
-	fs, err := g.filesystem(int(dir.Fd()), w.tree)
-	if err != nil {
-		dir.Close()
+	if err := g.enlist(w, dir); err != nil {
 		return err
 	}
-	w.fs = fs
-	w.node = fs.get(h)
-	id, _, err := fsid(int(dir.Fd()))
-	if err != nil {
-		dir.Close()
-		fs.close()
-		return err
-	}
-	w.inode = !fs.whole || id == fs.id && !w.tree
-	inode, filesystem := w.masks()
-	if w.node.site != nil && w.node.mount.id != mountID {
-		w.dir, dir = dir, nil // other mounts may be below it there
-	}
-	if err := fs.want(w.node, dir, mountID, inode); err != nil {
-		w.dir.Close()
-		fs.close()
-		return err
-	}
-	if w.dir == nil {
-		w.dir = w.node.dir
-	}
-	w.node.watches = append(w.node.watches, w)
-	fs.watches = append(fs.watches, w)
-	fs.ask(w, 1)
-	if w.tree {
-		fs.trees++
-	}
-	if fs.stale {
-		fs.forget() // before another event is told by it
-	}
-	if fs.walked {
-		err = fs.cover(w, filesystem)
-	} else if err = fs.mark.add(fs.queue.fd, w.node.mount.fd, filesystem); err != nil {
-		err = fmt.Errorf("marking filesystem: %w", err)
-	}
+	err := w.arm()
 	if err != nil {
 		w.stop()
 		return err
 	}
 	if w.inode {
-		err = fs.follow(w.node)
+		err = w.fs.follow(w.node)
 	}
-	if err == nil && w.node.removed() {
+	if err == nil && w.node.wasRemoved() {
 		err = unix.ENOENT
 	}
 	if err != nil {
 		w.Close()
+		return err
 	}
-	return err
+	if w.tree {
+		g.nest(w)
+	}
+	if !g.inheriting { // what an inherited queue has is for all who are watched again
+		w.since = g.readOn(w.fs.queue)
+	}
+	return nil
+}
+
+// enlist finds the node of w, whose directory it takes ownership of.
+func (g *Group) enlist(w *Watch, dir *os.File) error {
+	h, mountID, err := handleAt(int(dir.Fd()), "")
+	if err != nil {
+		dir.Close()
+		return fmt.Errorf("taking directory's handle: %w", err)
+	}
+	fs, err := g.filesystem(int(dir.Fd()), w.tree)
+	if err != nil {
+		dir.Close()
+		return err
+	}
+	w.mountID, w.fs, w.dir = mountID, fs, dir
+	w.node = fs.get(h)
+	w.inode = fs.how.alone(w)
+	if w.tree {
+		if w.view, err = fs.see(dir, mountID); err != nil {
+			dir.Close()
+			fs.close()
+			return err
+		}
+	}
+	inode, _ := fs.how.masks(w)
+	given := dir
+	if w.node.site != nil && w.node.view.id != mountID {
+		given = nil // w keeps its own: other mounts may be below it there
+	}
+	if err := fs.want(w.node, given, mountID, inode); err != nil {
+		if given == nil {
+			dir.Close()
+		}
+		if w.tree {
+			fs.unsee(w.view)
+		}
+		fs.close()
+		return err
+	}
+	if given != nil {
+		w.dir = w.node.dir
+	}
+	w.inFS, fs.watches = len(fs.watches), append(fs.watches, w)
+	w.inNode, w.node.watches = len(w.node.watches), append(w.node.watches, w)
+	if w.tree {
+		w.inView, w.view.trees = len(w.view.trees), append(w.view.trees, w)
+		fs.trees++
+	}
+	fs.ask(w, 1)
+	if fs.stale || fs.hidden {
+		fs.how.forget() // before another event is told by it
+	}
+	return nil
+}
+
+// arm has marked what w needs besides its directory.
+func (w *Watch) arm() error {
+	_, wide := w.fs.how.masks(w)
+	return w.fs.how.arm(w.node, w.anyView(), wide)
+}
+
+func (w *Watch) anyView() *view {
+	if w.view != nil {
+		return w.view
+	}
+	return w.node.view
 }
 
 // ask counts the ops that w asks for.
 func (fs *filesystem) ask(w *Watch, n int) {
+	wider := false
 	for i := range fs.asked {
-		if w.ops&(1<<i) != 0 {
-			fs.asked[i] += n
+		if w.ops&(1<<i) == 0 {
+			continue
+		}
+		fs.asked[i] += n
+		if w.tree {
+			before := fs.g.asked[i]
+			fs.g.asked[i] += n
+			wider = wider || before == 0 || fs.g.asked[i] == 0
+		}
+	}
+	if wider && len(fs.g.points) > 0 {
+		fs.g.widenNested()
+	}
+}
+
+// nest has watched what is mounted below the new watch tree w.
+func (g *Group) nest(w *Watch) {
+	top := w.base(w.view)
+	if top.path == "" {
+		return
+	}
+	for _, n := range g.mounts.namespaces {
+		if table, _ := n.Table(); table.Lookup(w.mountID) != nil {
+			g.extend(n, map[int]base{w.mountID: top}, top.path, func(*point) {})
+			return
 		}
 	}
 }
@@ -208,7 +263,7 @@ func (fs *filesystem) ask(w *Watch, n int) {
 // "filesystem mark", or "directory marks", one on each directory of a tree.
 func (w *Watch) Strategy() string {
 	switch {
-	case w.fs.walked:
+	case w.tree && !w.fs.how.whole():
 		return "directory marks"
 	case w.inode:
 		return "directory mark"
@@ -221,35 +276,29 @@ func (w *Watch) Close() error {
 	if w.closed {
 		return os.ErrClosed
 	}
-	for _, n := range w.below {
-		n.Close()
-	}
 	w.fs.g.narrow()
-	var err error
-	_, filesystem := w.masks()
-	if w.fs.walked {
-		w.fs.mark.count(filesystem, -1)
-	} else {
-		err = w.fs.mark.remove(w.fs.queue.fd, w.node.mount.fd, filesystem)
-	}
+	_, wide := w.fs.how.masks(w)
+	err := w.fs.how.disarm(w.anyView(), wide)
 	if err = cmp.Or(err, w.stop()); err != nil {
 		return fmt.Errorf("ending watch: %w", err)
 	}
 	return nil
 }
 
-// stop undoes start but for the filesystem mark.
+// stop undoes enlist.
 func (w *Watch) stop() error {
 	fs, n := w.fs, w.node
 	w.closed = true
-	fs.watches = without(fs.watches, w)
+	drop(&fs.watches, w.inFS, func(o *Watch, i int) { o.inFS = i })
+	drop(&n.watches, w.inNode, func(o *Watch, i int) { o.inNode = i })
 	fs.ask(w, -1)
 	if w.tree {
+		drop(&w.view.trees, w.inView, func(o *Watch, i int) { o.inView = i })
 		fs.trees--
-		fs.stale = fs.stale || fs.trees == 0 // nothing keeps the handle tree right any more
+		fs.stale = fs.stale || !fs.tracked()
+		fs.g.dropUnseen()
 	}
 	var err error
-	n.watches = without(n.watches, w)
 	if len(n.watches) == 0 && n.guard != nil {
 		err = fs.unwant(n.guard, guardMask)
 		n.guard = nil
@@ -257,15 +306,33 @@ func (w *Watch) stop() error {
 	if w.dir != n.dir {
 		w.dir.Close()
 	}
-	inode, _ := w.masks()
+	inode, _ := fs.how.masks(w)
 	err = cmp.Or(err, fs.unwant(n, inode))
+	if w.tree {
+		fs.unsee(w.view)
+	}
 	fs.close()
 	return err
 }
 
-func without(list []*Watch, w *Watch) []*Watch {
-	i := slices.Index(list, w)
-	return slices.Delete(list, i, i+1)
+// drop takes the i-th out of a list in no order; moved notes the index of the one
+// that takes its place.
+func drop(list *[]*Watch, i int, moved func(*Watch, int)) {
+	l := *list
+	last := len(l) - 1
+	l[i] = l[last]
+	moved(l[i], i)
+	l[last] = nil
+	*list = l[:last]
+}
+
+// dropUnseen drops the mounts that no watch tree sees any more.
+func (g *Group) dropUnseen() {
+	for id, p := range g.points {
+		if !p.seen() {
+			g.remove(id)
+		}
+	}
 }
 
 // follow marks the directory that n is in now, as n's guard. The root of a
@@ -280,7 +347,7 @@ func (fs *filesystem) follow(n *node) error {
 	}
 	above := os.NewFile(uintptr(fd), "..")
 	h, mountID, err := handleAt(fd, "")
-	if err != nil || mountID != n.mount.id || string(h) == n.handle {
+	if err != nil || mountID != n.view.id || string(h) == n.handle {
 		above.Close()
 		return err
 	}
@@ -299,8 +366,8 @@ func (fs *filesystem) follow(n *node) error {
 	return nil
 }
 
-// removed says whether the directory of n, which has a site, was removed.
-func (n *node) removed() bool {
+// wasRemoved says whether the directory of n, which has a site, was removed.
+func (n *node) wasRemoved() bool {
 	var st unix.Stat_t
 	err := unix.Fstat(int(n.dir.Fd()), &st)
 	return isRemoved(err) || err == nil && st.Nlink == 0

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package mounts
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct {
+		what, text string
+		want       []Mount
+	}{
+		{"nothing", "", nil},
+		{"nonsense", "x\n1 2 3\n1 2 a:b / / rw - ext4 x rw\n\n", nil},
+		{"a line", "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext4 /dev/root rw,errors=continue\n",
+			[]Mount{{36, 35, unix.Mkdev(98, 0), "/mnt1", "/mnt2", "ext4"}}},
+		{"no optional fields", "36 35 0:5 / /a rw - tmpfs none rw\n", []Mount{{36, 35, unix.Mkdev(0, 5), "/", "/a", "tmpfs"}}},
+		{"blanks", `36 35 0:5 / /a\040b\011c\134\012d rw - fuse.x a\040b rw` + "\n",
+			[]Mount{{36, 35, unix.Mkdev(0, 5), "/", "/a b\tc\\\nd", "fuse.x"}}},
+		{"moved into a later one", "2 3 0:2 / /a/b rw - tmpfs n rw\n3 1 0:3 / /a rw - tmpfs n rw\n1 0 0:1 / / rw - ext4 n rw\n",
+			[]Mount{{1, 0, unix.Mkdev(0, 1), "/", "/", "ext4"}, {3, 1, unix.Mkdev(0, 3), "/", "/a", "tmpfs"}, {2, 3, unix.Mkdev(0, 2), "/", "/a/b", "tmpfs"}}},
+		{"in itself", "1 1 0:1 / / rw - rootfs n rw\n", []Mount{{1, 1, unix.Mkdev(0, 1), "/", "/", "rootfs"}}},
+		{"a ring, which there cannot be", "1 2 0:1 / /a rw - x n rw\n2 1 0:1 / /b rw - x n rw\n", nil},
+	} {
+		table := Parse([]byte(c.text))
+		if !slices.Equal(table.All(), c.want) {
+			t.Errorf("%s: %v, want %v", c.what, table.All(), c.want)
+		}
+		for _, m := range c.want {
+			if got := table.Lookup(m.ID); got == nil || *got != m {
+				t.Errorf("%s: %d is %v", c.what, m.ID, got)
+			}
+		}
+		if table.Lookup(99) != nil {
+			t.Errorf("%s: a mount that there is not", c.what)
+		}
+	}
+}
+
+func TestBelow(t *testing.T) {
+	for _, c := range []struct {
+		point, dir string
+		want       bool
+	}{
+		{"/a/b", "/a", true}, {"/a/b/c", "/a", true}, {"/a/b", "/", true}, {"/a", "/a", false}, {"/", "/", false},
+		{"/ab", "/a", false}, {"/a", "/a/b", false}, {"/b/a/c", "/a", false},
+	} {
+		if m := (Mount{Point: c.point}); m.Below(c.dir) != c.want {
+			t.Errorf("%s below %s: %v", c.point, c.dir, !c.want)
+		}
+	}
+}
+
+func TestRelative(t *testing.T) {
+	for _, c := range []struct{ from, to, want string }{
+		{"/a", "/a", "."}, {"/a", "/a/b/c", "b/c"}, {"/a/b", "/a", ".."}, {"/a/b", "/a/c/d", "../c/d"}, {"/", "/a", "a"}, {"/a", "/", ".."},
+		{"/a/b", "/ab", "../../ab"},
+	} {
+		if got := Relative(c.from, c.to); got != c.want {
+			t.Errorf("from %s to %s: %s, want %s", c.from, c.to, got, c.want)
+		}
+	}
+}
+
+// A mount that takes another's place, and its id, is another.
+func TestSource(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("it takes root to mount")
+	}
+	dir := t.TempDir()
+	s, err := Open("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	find := func() *Mount {
+		table, err := s.Table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range table.All() {
+			if m.Point == dir {
+				return &m
+			}
+		}
+		return nil
+	}
+	s.Changed()
+	if m := find(); m != nil {
+		t.Fatalf("%v is mounted", m)
+	}
+	seen := make(map[uint64]bool)
+	for range 20 {
+		if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+		if !s.Changed() || s.Changed() {
+			t.Error("a mount is to be told of once")
+		}
+		is, err := Identify(unix.AT_FDCWD, dir)
+		m := find()
+		if err != nil || m == nil || m.ID != is.ID || m.Kind != "tmpfs" {
+			t.Errorf("mounted %v, %v, but the table has %v", is, err, m)
+		}
+		if is.Unique == 0 {
+			t.Log("no unique ids before Linux 6.8")
+		} else if seen[is.Unique] {
+			t.Errorf("unique id %d came again", is.Unique)
+		}
+		seen[is.Unique] = true
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !s.Changed() || find() != nil {
+			t.Error("not told that it was unmounted")
+		}
+	}
+}

@@ -1,0 +1,564 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify/mounts"
+)
+
+// A watch tree does not end at a mount below it. What is mounted there is marked
+// too, and what happens in it is told under the name that it has in the tree: the
+// climb of a scope goes on from the root of a mount in the directory that it is
+// mounted in.
+//
+// A mount is opened for as long as it takes to look at something in it, from the
+// directory of a watch tree: that crosses into the mounts of its namespace, even
+// where this process has others. Nothing is held open, so that it can be unmounted.
+
+// A point is a mount that is seen below a watch tree.
+type point struct {
+	is    mounts.Identity
+	mount mounts.Mount
+	host  *view // the mount that it is mounted in
+	upper *filesystem
+	dir   *node  // the directory there that has the mount point
+	name  string // of the mount point; with '/' where it is in something that cannot be watched
+
+	failed bool // it could not be watched, and is to be tried again
+
+	lower *filesystem // nil while it is not watched
+	root  *node       // its root directory
+	view  *view
+}
+
+// A mounted has the points at a directory.
+type mounted struct {
+	in []*point // in the directory
+	of []*point // whose root it is
+}
+
+// covers says whether the mount, or what it is in, is over the directory name.
+func (p *point) covers(name string) bool {
+	first, _, _ := strings.Cut(p.name, "/")
+	return first == name
+}
+
+// synthetic are the kinds that the kernel itself fills: nobody changes anything in
+// them that fanotify would tell. They cover what they are mounted on.
+var synthetic = map[string]bool{
+	"autofs": true, "binfmt_misc": true, "bpf": true, "cgroup": true, "cgroup2": true, "configfs": true, "debugfs": true,
+	"devpts": true, "efivarfs": true, "fusectl": true, "mqueue": true, "nfsd": true, "nsfs": true, "proc": true, "pstore": true,
+	"rpc_pipefs": true, "securityfs": true, "selinuxfs": true, "sysfs": true, "tracefs": true,
+}
+
+var errUnmounted = errors.New("unmounted")
+
+// open opens the root of the mount for reading. The caller closes it, and soon.
+func (p *point) open() (int, error) {
+	dir, err := p.upper.how.open(p.dir, p.host.id)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, p.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if is, err := mounts.Identify(fd, ""); err != nil || is != p.is {
+		unix.Close(fd)
+		return -1, cmp.Or(err, errUnmounted)
+	}
+	return fd, nil
+}
+
+// stands says whether the mount is still where it was, and nothing over it.
+func (p *point) stands() bool {
+	dir, err := p.upper.how.open(p.dir, p.host.id)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	is, err := mounts.Identify(dir, p.name)
+	return err == nil && is == p.is
+}
+
+// A namespace is one whose mounts a Group hears of.
+type namespace struct {
+	*mounts.Source
+	wake int // for Wait's epoll: a file that was polled says nothing until there is something new
+}
+
+// A mountTable has the mounts of this process's namespace and that of process
+// 1, whence directories may come that are handed over.
+type mountTable struct {
+	namespaces []namespace
+	changed    atomic.Bool // since refresh last looked
+}
+
+// open opens what there is; process 1 may be out of sight.
+func (t *mountTable) open(g *Group) error {
+	for _, name := range []string{"/proc/self/mountinfo", "/proc/1/mountinfo"} {
+		source, err := mounts.Open(name)
+		if err != nil && len(t.namespaces) > 0 {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		wake, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			source.Close()
+			return fmt.Errorf("opening %s: %w", name, err)
+		}
+		t.namespaces = append(t.namespaces, namespace{source, wake})
+		if err := g.poll(wake, unix.EPOLLPRI); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *mountTable) close() {
+	for _, n := range t.namespaces {
+		n.Close()
+		unix.Close(n.wake)
+	}
+}
+
+// poll says whether mounts may have changed since refresh last looked. Wait
+// asks too.
+func (t *mountTable) poll() bool {
+	for _, n := range t.namespaces {
+		if n.Changed() {
+			t.changed.Store(true)
+		}
+	}
+	return t.changed.Load()
+}
+
+// kind returns the type of the filesystem that the mount id has.
+func (t *mountTable) kind(id int) string {
+	for _, n := range t.namespaces {
+		if table, _ := n.Table(); table.Lookup(id) != nil {
+			return table.Lookup(id).Kind
+		}
+	}
+	return "unknown"
+}
+
+// A base is where the way to a mount begins: a watched directory that is held open.
+type base struct {
+	fs   *filesystem
+	view *view
+	fd   int    // of the directory
+	path string // its, in its namespace
+}
+
+// refresh brings the points up to date with the mounts that there are, as a whole:
+// what does not stand any more goes, what is new is marked, and what could not be
+// is tried again. Watch trees that see any of these list anew.
+func (g *Group) refresh() {
+	g.mounts.changed.Store(false) // what changes from here on is for the next time
+	g.retryMounts = time.Time{}
+	for _, fs := range g.filesystems {
+		if fs.hidden {
+			fs.how.forget()
+		}
+	}
+	for id, p := range g.points {
+		if !p.stands() || !p.seen() {
+			p.lose()
+			g.remove(id)
+			p.upper.how.uncovered(p)
+		}
+	}
+	for _, p := range g.points {
+		if p.failed {
+			p.attach()
+			p.lose()
+		}
+	}
+	for _, n := range g.mounts.namespaces {
+		g.extend(n, g.bases(), "/", (*point).lose)
+	}
+	g.widenNested()
+}
+
+// refreshMoved does that after a directory was moved into a watch tree, of which the table
+// of mounts says nothing.
+func (g *Group) refreshMoved() {
+	for _, n := range g.mounts.namespaces {
+		n.Forget()
+	}
+	g.refresh()
+}
+
+// bases returns where ways to mounts can begin, by the id of the mount that they
+// are in.
+func (g *Group) bases() map[int]base {
+	bases := make(map[int]base)
+	for _, fs := range g.filesystems {
+		for _, v := range fs.views {
+			if len(v.trees) > 0 {
+				bases[v.id] = v.trees[0].base(v)
+			}
+		}
+	}
+	return bases
+}
+
+func (w *Watch) base(v *view) base {
+	fd := int(w.dir.Fd())
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil || !path.IsAbs(name) {
+		name = "" // too deep, or not in any namespace
+	}
+	return base{w.fs, v, fd, name}
+}
+
+// extend adds the points of mounts that are below the directory top and are not known yet,
+// and has found called for each.
+func (g *Group) extend(n namespace, bases map[int]base, top string, found func(*point)) {
+	table, err := n.Table()
+	if err != nil {
+		g.refuse(mounts.Mount{Point: "/", Kind: "all"}, err)
+		for _, from := range bases {
+			for _, w := range from.view.trees {
+				g.owe(w)
+			}
+		}
+		return
+	}
+	for _, m := range table.All() {
+		p := g.points[m.ID]
+		if p == nil && m.Below(top) {
+			if p = g.locate(table, m, bases); p != nil {
+				g.put(p)
+				p.attach()
+				found(p)
+			}
+		}
+		if p == nil || p.lower == nil {
+			continue
+		}
+		if from, ok := bases[p.host.id]; ok {
+			bases[m.ID] = base{p.lower, p.view, from.fd, from.path}
+		}
+	}
+}
+
+// locate finds out where a mount is seen below a watch tree, if it is.
+func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) *point {
+	from, ok := base{}, false
+	for up := table.Lookup(m.Parent); up != nil && !ok; up = table.Lookup(up.Parent) {
+		if from, ok = bases[up.ID]; up.Parent == up.ID {
+			break
+		}
+	}
+	if !ok || from.path == "" {
+		return nil
+	}
+	way := path.Dir(m.Point)
+	name := path.Base(m.Point)
+	dir, err := unix.Openat(from.fd, mounts.Relative(from.path, way), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		g.missed(m, from.view, err)
+		return nil
+	}
+	defer func() { unix.Close(dir) }()
+	is, err := mounts.Identify(dir, name)
+	if err != nil {
+		g.missed(m, from.view, err)
+		return nil
+	}
+	if is.ID != m.ID {
+		return nil // something is mounted over it, or over a directory above
+	}
+	for {
+		in, err := mounts.Identify(dir, "")
+		if err != nil {
+			return nil
+		}
+		if host, ok := bases[in.ID]; ok {
+			h, _, err := handleAt(dir, "")
+			if err != nil {
+				return nil
+			}
+			p := &point{is: is, mount: m, host: host.view, upper: host.fs, dir: host.fs.get(h), name: name}
+			if !p.seen() {
+				return nil
+			}
+			return p
+		}
+		if way == "/" {
+			return nil
+		}
+		// In what cannot be watched the name goes on.
+		name = path.Join(path.Base(way), name)
+		way = path.Dir(way)
+		above, err := unix.Openat(from.fd, mounts.Relative(from.path, way), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil
+		}
+		unix.Close(dir)
+		dir = above
+	}
+}
+
+// missed says so if a mount cannot be found. The watch trees above it list anew until
+// it can.
+func (g *Group) missed(m mounts.Mount, v *view, err error) {
+	if isOther(errno(err)) {
+		return // it is hidden, or has moved just now
+	}
+	g.refuse(m, err)
+	for _, w := range v.trees {
+		if top := w.base(v).path; top == "" || m.Below(top) {
+			g.owe(w)
+		}
+	}
+}
+
+// refuse has a mount that cannot be watched tried again, and the log tell of it.
+func (g *Group) refuse(m mounts.Mount, err error) {
+	now := time.Now()
+	g.retryMounts = now.Add(g.retryAfter)
+	if last, ok := g.refused[m.Point]; !ok || now.Sub(last) > refusedAgain {
+		if len(g.refused) >= maxRefused {
+			clear(g.refused)
+		}
+		g.refused[m.Point] = now
+		g.log.Warn("a mount cannot be watched, clients list their directories anew as long as that lasts",
+			"path", m.Point, "filesystem", m.Kind, "err", err)
+	}
+}
+
+const (
+	refusedAgain = time.Hour // how often the log tells of a mount that cannot be watched
+	maxRefused   = 1024      // how many it remembers
+)
+
+// seen says whether a watch tree sees the mount.
+func (p *point) seen() bool {
+	s := &p.upper.g.nesting
+	s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+	return s.seen()
+}
+
+// sees says whether w sees the mount.
+func (w *Watch) sees(p *point) bool {
+	s := &w.fs.g.nesting
+	s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+	for i := range s.hits {
+		if h := &s.hits[i]; h.node == w.node && h.reaches(w) && w.tree {
+			return true
+		}
+	}
+	return false
+}
+
+// lose tells the watch trees that see the mount that changes in it may be missing.
+func (p *point) lose() {
+	s := &p.upper.g.nesting
+	s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+	for i := range s.hits {
+		for _, w := range s.hits[i].node.watches {
+			if w.tree && s.hits[i].reaches(w) {
+				p.upper.g.owe(w)
+			}
+		}
+	}
+}
+
+// owe has w told of an Overflow by the next Drain, or the one at hand.
+func (g *Group) owe(w *Watch) {
+	if !w.owed {
+		w.owed = true
+		g.owed = append(g.owed, w)
+	}
+}
+
+func (g *Group) tellOwed() {
+	for _, w := range g.owed {
+		if w.owed = false; !w.closed {
+			w.lose()
+		}
+	}
+	g.owed = g.owed[:0]
+}
+
+// put adds a point where it is mounted.
+func (g *Group) put(p *point) {
+	g.points[p.is.ID] = p
+	p.host.users++
+	m := p.upper.mountsAt(p.dir)
+	m.in = append(m.in, p)
+}
+
+// mountsAt returns the points at n, which stays as long as there are any.
+func (fs *filesystem) mountsAt(n *node) *mounted {
+	if n.mounts == nil {
+		n.mounts = new(mounted)
+		fs.pin(n)
+	}
+	return n.mounts
+}
+
+// unmount takes a point from n.
+func (fs *filesystem) unmount(n *node, p *point) {
+	is := func(o *point) bool { return o == p }
+	n.mounts.in, n.mounts.of = slices.DeleteFunc(n.mounts.in, is), slices.DeleteFunc(n.mounts.of, is)
+	if len(n.mounts.in)+len(n.mounts.of) == 0 {
+		n.mounts = nil
+		fs.unpin(n)
+	}
+}
+
+// attach has what is mounted marked. If that fails, it is tried again.
+func (p *point) attach() {
+	g := p.upper.g
+	if synthetic[p.mount.Kind] {
+		return
+	}
+	err := p.tryAttach()
+	p.failed = err != nil && !errors.Is(err, unix.ENOTDIR) // which is a mount on a file
+	if !p.failed || errors.Is(err, errUnmounted) {         // which is another change of the mounts
+		return
+	}
+	g.refuse(p.mount, err)
+}
+
+func (p *point) tryAttach() error {
+	g := p.upper.g
+	fd, err := p.open()
+	if err != nil {
+		return fmt.Errorf("opening the mount: %w", err)
+	}
+	defer unix.Close(fd)
+	h, _, err := handleAt(fd, "")
+	if err != nil {
+		return fmt.Errorf("taking handle of the mount: %w", err)
+	}
+	fs, err := g.filesystem(fd, true)
+	if err != nil {
+		return err
+	}
+	p.lower, p.root = fs, fs.get(h)
+	p.view = &view{id: p.is.ID, fd: -1, point: p, users: 1}
+	fs.addView(p.view)
+	m := fs.mountsAt(p.root)
+	m.of = append(m.of, p)
+	fs.points = append(fs.points, p)
+	if fs.stale {
+		fs.how.forget()
+	}
+	if len(fs.points) == 1 {
+		mask := g.nestedMask()
+		if err = fs.how.arm(p.root, p.view, mask); err == nil {
+			fs.nested = mask
+		}
+	} else {
+		err = fs.how.arm(p.root, p.view, 0)
+	}
+	if err != nil {
+		p.detach()
+	}
+	return err
+}
+
+// detach undoes attach.
+func (p *point) detach() {
+	fs := p.lower
+	if fs == nil {
+		return
+	}
+	p.lower = nil
+	fs.points = slices.DeleteFunc(fs.points, func(o *point) bool { return o == p })
+	if len(fs.points) == 0 && fs.nested != 0 {
+		fs.g.narrow()
+		if err := fs.how.disarm(fs.anyView(p.view), fs.nested); err != nil {
+			fs.g.log.Debug("cannot take back a mark", "path", p.mount.Point, "err", err)
+		}
+		fs.nested = 0
+	}
+	fs.unmount(p.root, p)
+	fs.unsee(p.view)
+	fs.stale = fs.stale || !fs.tracked()
+	fs.close()
+}
+
+// remove drops a point, and those in it.
+func (g *Group) remove(id int) {
+	p := g.points[id]
+	if p == nil {
+		return
+	}
+	delete(g.points, id)
+	for inner, o := range g.points {
+		if o.upper == p.lower && o.host == p.view {
+			o.lose()
+			g.remove(inner)
+		}
+	}
+	p.detach()
+	p.upper.unmount(p.dir, p)
+	p.upper.unsee(p.host)
+}
+
+// nestedMask is what the watch trees need of a filesystem that is mounted below them.
+func (g *Group) nestedMask() uint64 {
+	mask := uint64(treeMask | selfMask | walkMask)
+	var ops Op
+	for i, n := range g.asked {
+		if n > 0 {
+			ops |= 1 << i
+		}
+	}
+	return mask | bitsOf(ops)
+}
+
+// widenNested brings the masks of what is mounted below watch trees up to date with
+// what these ask for.
+func (g *Group) widenNested() {
+	mask := g.nestedMask()
+	for _, fs := range g.filesystems {
+		if len(fs.points) == 0 || fs.nested == mask {
+			continue
+		}
+		p := fs.points[0]
+		if err := fs.how.arm(p.root, fs.anyView(p.view), mask); err != nil {
+			if !errors.Is(err, errUnmounted) {
+				g.refuse(p.mount, err)
+				p.lose()
+			}
+			continue
+		}
+		fs.how.disarm(fs.anyView(p.view), fs.nested)
+		fs.nested = mask
+	}
+}
+
+// anyView returns a view that is open, if there is one, or v.
+func (fs *filesystem) anyView(v *view) *view {
+	if len(fs.views) > 0 && fs.views[0].point == nil {
+		return fs.views[0]
+	}
+	return v
+}
+
+// elsewhere is the handle of no directory, of type FILEID_INVALID (linux/exportfs.h): nothing
+// of a mount below a watch tree can be opened through the watch's own.
+var elsewhere = string(binary.NativeEndian.AppendUint32(make([]byte, 4), 0xff))

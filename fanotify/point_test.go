@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func mountTmpfs(t *testing.T, dir string) {
+	t.Helper()
+	if err := errJoin(os.MkdirAll(dir, 0o755), unix.Mount("none", dir, "tmpfs", 0, "size=1m")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// What is mounted on an automount point is watched, and the point itself is not set off.
+func TestAutomount(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "overlay"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := mountTest(t, kind)
+			auto := filepath.Join(dir, "auto")
+			if err := os.Mkdir(auto, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			asked, answers, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer asked.Close()
+			defer answers.Close()
+			// A process group that there is not: else this one would be taken for the automounter.
+			opts := fmt.Sprintf("fd=%d,pgrp=%d,minproto=5,maxproto=5,direct", answers.Fd(), unix.Getpgrp())
+			if err := unix.Mount("test", auto, "autofs", 0, opts); err != nil {
+				t.Skipf("no autofs: %v", err)
+			}
+			t.Cleanup(func() {
+				for unix.Unmount(auto, 0) == nil {
+				}
+			})
+			g := openTest(t)
+			defer g.Close()
+			_, told := watchTest(t, g, dir, true, Create)
+			drain(t, g)
+			wantTold(t, told)
+			if err := unix.Mount("none", auto, "tmpfs", 0, "size=1m"); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			wantTold(t, told, "overflow")
+			touch(t, auto+"/f")
+			drain(t, g)
+			wantTold(t, told, "create auto/f")
+			if err := unix.Unmount(auto, 0); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			wantTold(t, told, "overflow")
+		})
+	}
+}
+
+// A mount that cannot be opened is told as an Overflow as long as that lasts, and is
+// tried again.
+func TestMountRefused(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	g.retryAfter = time.Millisecond
+	_, told := watchTest(t, g, dir, true, Create)
+	_, single := watchTest(t, g, dir, false, Create)
+	drain(t, g)
+	mountTmpfs(t, dir+"/m")
+	drain(t, g)
+	*told, *single = nil, nil
+
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := errJoin(unix.Unmount(dir+"/m", 0), unix.Mount("none", dir+"/m", "tmpfs", 0, "size=1m")); err != nil {
+		t.Fatal(err)
+	}
+	few := was
+	few.Cur = 0 // no new file
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var errs error
+	for range 3 {
+		*told = nil
+		for !slices.Contains(*told, "overflow") && errs == nil {
+			errs = errors.Join(g.Wait(ctx), g.Drain())
+		}
+	}
+	if err := errors.Join(errs, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)); err != nil {
+		t.Fatal(err)
+	}
+	for g.retry.Load() != nil {
+		if err := g.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+		drain(t, g)
+	}
+	*told = nil
+	touch(t, dir+"/m/f")
+	drain(t, g)
+	wantTold(t, told, "create m/f")
+	wantTold(t, single)
+}
+
+// What the process's own mount namespace hides is watched all the same, also what is
+// mounted later: the directory that was handed over is in the namespace that counts.
+func TestSandbox(t *testing.T) {
+	outside := mountTest(t, "tmpfs")
+	dir := filepath.Join(outside, "home")
+	mountTmpfs(t, dir+"/m")
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type step func() error
+	turn, done := make(chan step), make(chan error)
+	go func() { // a thread that does not come back, of another namespace
+		runtime.LockOSThread()
+		for do := range turn {
+			done <- do()
+		}
+	}()
+	defer close(turn)
+	inside := func(do step) {
+		t.Helper()
+		turn <- do
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside(func() error {
+		return errJoin(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+			unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, "size=1m"))
+	})
+	g := openTest(t)
+	defer g.Close()
+	var told []string
+	inside(func() error {
+		_, err := g.Watch(f, true, Create, func(c Change) { told = append(told, c.String()) })
+		return err
+	})
+	touch(t, dir+"/m/1")
+	if err := os.MkdirAll(dir+"/m/x/y", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, dir+"/m/x/y/2")
+	inside(g.Drain)
+	wantTold(t, &told, "create m/1", "create m/x/", "create m/x/y/", "create m/x/y/2")
+	mountTmpfs(t, dir+"/later/n")
+	inside(g.Drain)
+	wantTold(t, &told, "overflow", "create later/", "create later/n/")
+	touch(t, dir+"/later/n/3")
+	inside(g.Drain)
+	wantTold(t, &told, "create later/n/3")
+}
+
+// A filesystem below a watch tree is unmounted as if nobody watched it, and then its
+// device is free, whether somebody drains or not.
+func TestUnmount(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	img, m := dir+"/img", dir+"/m"
+	if err := errJoin(os.Mkdir(m, 0o755), os.WriteFile(img, nil, 0o600), os.Truncate(img, 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%q: %v: %s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	run("mkfs.ext4", "-q", "-F", img)
+	device := run("losetup", "--show", "-f", img)
+	t.Cleanup(func() { exec.Command("losetup", "-d", device).Run() })
+	for _, stopped := range []bool{false, true} {
+		t.Run(fmt.Sprint("stopped=", stopped), func(t *testing.T) {
+			g := openTest(t)
+			defer g.Close()
+			f, err := os.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := make(chan struct{}, 1000)
+			if _, err := g.Watch(f, true, allOps, func(c Change) {
+				if strings.HasPrefix(string(c.Name), "m/ready") {
+					seen <- struct{}{}
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan struct{})
+			if stopped {
+				close(ended)
+			} else {
+				go func() {
+					defer close(ended)
+					for g.Wait(ctx) == nil && g.Drain() == nil {
+					}
+				}()
+			}
+			defer func() {
+				cancel()
+				<-ended
+			}()
+			busy := 0
+			for i := range 50 {
+				if err := unix.Mount(device, m, "ext4", 0, ""); err != nil {
+					t.Fatalf("round %d: mounting again: %v", i, err)
+				}
+				if stopped {
+					drain(t, g)
+				} else {
+					for n := 0; len(seen) == 0; n++ { // until it is watched
+						touch(t, fmt.Sprintf("%s/ready%d", m, n))
+						time.Sleep(time.Millisecond)
+					}
+					for len(seen) > 0 {
+						<-seen
+					}
+				}
+				for j := range 10 {
+					d := fmt.Sprintf("%s/%d/%d/x", m, i, j)
+					if err := os.MkdirAll(d, 0o755); err != nil {
+						t.Fatal(err)
+					}
+					touch(t, d+"/f")
+					os.Rename(d+"/f", d+"/g")
+				}
+				for tries := 0; ; tries++ {
+					err := unix.Unmount(m, 0)
+					if err == nil {
+						break
+					}
+					if busy++; tries > 1000 {
+						t.Fatalf("round %d: unmounting: %v", i, err)
+					}
+					time.Sleep(time.Millisecond)
+				}
+				fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+				if err != nil {
+					t.Errorf("round %d: the device after umount: %v", i, err)
+				}
+				unix.Close(fd)
+			}
+			cancel()
+			<-ended
+			t.Logf("busy %d times", busy)
+			if stopped && busy > 0 {
+				t.Errorf("busy %d times, and nobody looked", busy)
+			}
+		})
+	}
+}
+
+// A watch in a btrfs subvolume that is deleted ends.
+func TestSubvolumeDeleted(t *testing.T) {
+	dir := mountTest(t, "btrfs")
+	for _, c := range []struct {
+		name string
+		tree bool
+	}{{"s", true}, {"s/d/e", true}, {"s", false}, {"s/d/e", false}} {
+		t.Run(fmt.Sprint(c.name, c.tree), func(t *testing.T) {
+			if out, err := exec.Command("btrfs", "-q", "subvolume", "create", dir+"/s").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if err := errJoin(os.MkdirAll(dir+"/s/d/e", 0o755), os.MkdirAll(dir+"/other/d", 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			defer g.Close()
+			_, told := watchTest(t, g, filepath.Join(dir, c.name), c.tree, Create)
+			_, other := watchTest(t, g, dir+"/other/d", false, Create)
+			if out, err := exec.Command("btrfs", "-q", "subvolume", "delete", dir+"/s").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			drain(t, g)
+			wantTold(t, told, "gone")
+			wantTold(t, other)
+		})
+	}
+}

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// directoryMarks has a mark on each directory of its watch trees, where there is no
+// filesystem mark. A directory is marked first and read then: of what was made in
+// it before, no event tells, and of what was made since, one does. The handle
+// tree has all these directories, and nothing else is in sight.
+//
+// Marks of directories that left the tree stay until the filesystem has no
+// watch tree any more, and so do bits that no watch asks for any more: it has
+// a queue of its own, which takes them all along.
+type directoryMarks struct {
+	fs        *filesystem
+	unentered []unentered // what could not be marked where it should have been
+}
+
+// An unentered directory was not where it should have been.
+type unentered struct {
+	node *node
+	tell bool
+}
+
+// maxMarks bounds the directories that are marked, at about 2 KiB of the
+// kernel's memory each.
+const maxMarks = 256 << 10
+
+// A tree that cannot be marked as a whole is tried again after retryAfter, or
+// retryShare times as long as trying took. Each time it is told as an Overflow,
+// since what is changed in the rest of it is not told at all.
+const (
+	retryAfter = 10 * time.Second
+	retryShare = 10
+)
+
+var errTooMany = fmt.Errorf("more than %d directories, and no filesystem mark: %w", maxMarks, unix.EOPNOTSUPP)
+
+func (s *directoryMarks) of(fs *filesystem) { s.fs = fs }
+
+func (*directoryMarks) whole() bool { return false }
+
+func (*directoryMarks) follows() bool { return false }
+
+func (*directoryMarks) alone(*Watch) bool { return true }
+
+func (*directoryMarks) masks(w *Watch) (directory, wide uint64) {
+	return selfMask, bitsOf(w.ops) | treeMask | selfMask | walkMask
+}
+
+func (*directoryMarks) hold(dir int) (int, error) { return new(filesystemMark).hold(dir) }
+
+// arm marks the tree of n, and with a wider mask those of all watches.
+func (s *directoryMarks) arm(n *node, _ *view, mask uint64) error {
+	roots := []*node{n}
+	if wider := s.fs.mark.count(mask, 1); wider != 0 {
+		roots = s.roots()
+	} else if n.marked && s.seen(n) {
+		return nil
+	}
+	for _, n := range roots {
+		if err := s.walkRoot(n); err != nil {
+			s.fs.mark.count(mask, -1)
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *directoryMarks) disarm(_ *view, mask uint64) error {
+	s.fs.mark.count(mask, -1)
+	return nil
+}
+
+// roots returns the directories where watch trees begin, each after those that it is in.
+func (s *directoryMarks) roots() (roots []*node) {
+	seen := make(map[*node]bool)
+	add := func(n *node) {
+		if !seen[n] {
+			seen[n] = true
+			roots = append(roots, n)
+		}
+	}
+	for _, w := range s.fs.watches {
+		add(w.node)
+	}
+	for _, p := range s.fs.points {
+		add(p.root)
+	}
+	return roots
+}
+
+// seen says whether n is in the tree of a watch besides one that begins there.
+func (s *directoryMarks) seen(n *node) bool {
+	if n.beginnings() > 1 {
+		return true
+	}
+	if n.parent == nil && n.site != nil { // an event that says where it is may wait
+		if h, _, err := handleAt(int(n.dir.Fd()), ".."); err == nil && string(h) != n.handle {
+			above := s.fs.nodes[string(h)]
+			return above != nil && above.marked
+		}
+	}
+	for p := n.parent; p != nil; p = p.parent {
+		if p.beginnings() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// beginnings counts the watch trees that begin at n.
+func (n *node) beginnings() int {
+	count := 0
+	if n.site != nil {
+		count = len(n.watches)
+	}
+	if n.mounts != nil {
+		count += len(n.mounts.of)
+	}
+	return count
+}
+
+func (s *directoryMarks) walkRoot(n *node) error {
+	var fd, mountID int
+	var err error
+	if n.site != nil && len(n.watches) > 0 {
+		mountID = n.view.id
+		fd, err = unix.Openat(int(n.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	} else {
+		mountID = n.mounts.of[0].is.ID
+		fd, err = n.mounts.of[0].open()
+	}
+	if err != nil {
+		return fmt.Errorf("opening directory: %w", err)
+	}
+	return s.walk(n, fd, walk{mountID: mountID, seen: s.seen(n)})
+}
+
+// A walk is one through a tree, or what it knows of a part of that.
+type walk struct {
+	mountID int  // where it ends: what is mounted below has a walk of its own
+	seen    bool // it is in another's tree as well, who is told of what is found new when the event comes that says so
+	tell    bool // what it finds must have been told
+}
+
+// walk marks the directory n, which it has open as fd and closes, and all below on
+// the same mount.
+func (s *directoryMarks) walk(n *node, fd int, k walk) error {
+	fs := s.fs
+	// By that name ReadDir looks at entries whose type the filesystem does not say.
+	dir := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
+	defer dir.Close()
+	if !n.marked && fs.marked >= fs.g.maxMarks {
+		return errTooMany
+	}
+	switch err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
+	case isRemoved(err):
+		s.unentered = append(s.unentered, unentered{n, k.tell}) // an event should say so
+		return nil
+	case err != nil:
+		return fmt.Errorf("marking directory: %w", err)
+	}
+	if !n.marked {
+		n.marked, n.pending = true, k.seen
+		fs.marked++
+		fs.pin(n)
+	}
+	if k.tell {
+		n.pending = false
+	}
+	for {
+		entries, err := dir.ReadDir(512)
+		for _, e := range entries {
+			if k.tell {
+				fs.expect(n, e.Name(), e.IsDir())
+			}
+			if e.IsDir() {
+				if err := s.walkEntry(n, fd, e.Name(), k); err != nil {
+					return err
+				}
+			}
+		}
+		switch {
+		case err == io.EOF || isRemoved(err):
+			return nil
+		case err != nil:
+			return fmt.Errorf("reading directory: %w", err)
+		}
+	}
+}
+
+// isRemoved says whether err is what FUSE, and others without an inode of their
+// own, answer for a directory that is held open and was removed.
+func isRemoved(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE)
+}
+
+// isOther says whether err is that of opening a directory by a name that is
+// nobody's any more, or something else's.
+func isOther(err error) bool {
+	return err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP
+}
+
+// walkEntry walks what name is in the directory n. If that has gone, an event
+// tells of it. It sets off no automount.
+func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) error {
+	if _, id, err := handleAt(dirfd, name); err == nil && id != k.mountID {
+		return nil
+	}
+	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if isOther(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("opening directory: %w", err)
+	}
+	h, id, err := handleAt(fd, "")
+	if err != nil || id != k.mountID { // mounted just now
+		unix.Close(fd)
+		return err
+	}
+	child := s.fs.get(h)
+	if child.parent != n || child.name != name {
+		s.fs.move(child, n, name)
+	}
+	k.seen = k.seen || child.beginnings() > 0
+	return s.walk(child, fd, k)
+}
+
+// locate finds nothing: what a walk did not find is out of sight.
+func (*directoryMarks) locate(*node) error { return nil }
+
+// appeared marks the tree of n, and has it told what is in there, if n did not
+// bring that along.
+func (s *directoryMarks) appeared(n, dir *node, name string, moved bool) {
+	if n.marked && !n.pending && !moved && n.parent == dir && n.name == name {
+		return
+	}
+	if err := s.tryEnter(n, dir, name, !moved); err != nil {
+		s.unentered = append(s.unentered, unentered{n, !moved})
+	}
+}
+
+func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
+	above, mountID, err := s.openBelow(dir, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(above)
+	if _, id, err := handleAt(above, name); err == nil && id != mountID {
+		return nil // something is mounted over it
+	}
+	fd, err := unix.Openat(above, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if isOther(err) && dir.marked {
+		return nil // it was removed or renamed, of which an event tells
+	}
+	if err != nil {
+		return err
+	}
+	if h, _, err := handleAt(fd, ""); err != nil || string(h) != n.handle {
+		unix.Close(fd)
+		return errMoving
+	}
+	return s.walk(n, fd, walk{mountID: mountID, tell: tell})
+}
+
+// uncovered marks what a mount had covered. Who sees that lists it anew.
+func (s *directoryMarks) uncovered(p *point) {
+	dir, id, err := s.openBelow(p.dir, p.host.id)
+	if err != nil {
+		return // it has gone, or nobody sees it
+	}
+	defer unix.Close(dir)
+	h, in, err := handleAt(dir, p.name)
+	if err != nil || in != id {
+		return
+	}
+	n := s.fs.get(h)
+	s.fs.move(n, p.dir, p.name)
+	s.appeared(n, p.dir, p.name, true)
+}
+
+// settle tries again, when the batch has been told, to mark what could not be. If
+// more has happened meanwhile, that may say where it is.
+func (s *directoryMarks) settle() {
+	rest := s.unentered
+	s.unentered = nil
+	for _, u := range rest {
+		n := u.node
+		if n.parent == nil {
+			continue // it has gone again
+		}
+		err := s.tryEnter(n, n.parent, n.name, u.tell)
+		if err == nil {
+			continue
+		}
+		if s.fs.barrier(n.parent); s.fs.g.putOff < maxPutOff && s.fs.g.more() {
+			s.fs.g.putOff++
+			s.unentered = append(s.unentered, u)
+		} else {
+			s.fs.g.log.Debug("cannot mark a directory", "name", n.name, "err", err)
+			s.fs.misnamed()
+		}
+	}
+}
+
+func (s *directoryMarks) open(n *node, mountID int) (int, error) {
+	fd, _, err := s.openBelow(n, mountID)
+	return fd, err
+}
+
+// openBelow opens a directory with O_PATH by its name below the nearest one that
+// is watched, or mounted, in the mount with that id or, if it is 0, any. It
+// returns that id.
+func (s *directoryMarks) openBelow(n *node, mountID int) (fd, id int, err error) {
+	name, top := ".", n
+	base := -1
+	for ; ; top = top.parent {
+		base, id, err = top.enter(mountID)
+		if err != nil {
+			return -1, 0, err
+		}
+		if base >= 0 {
+			break
+		}
+		if name = path.Join(top.name, name); top.parent == nil || len(name) > maxPath {
+			return -1, 0, errGone // as has been told, or out of sight
+		}
+	}
+	fd, err = unix.Openat(base, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	unix.Close(base)
+	if isOther(err) {
+		return -1, 0, errMoving
+	}
+	if err != nil {
+		return -1, 0, fmt.Errorf("opening directory: %w", err)
+	}
+	if h, _, err := handleAt(fd, ""); err != nil || string(h) != n.handle {
+		unix.Close(fd)
+		return -1, 0, errMoving
+	}
+	return fd, id, nil
+}
+
+// enter opens n, if it is watched or mounted in the mount with that id, or any. Else
+// it returns -1.
+func (n *node) enter(mountID int) (fd, id int, err error) {
+	if n.site != nil {
+		for _, w := range n.watches {
+			if w.mountID == mountID || mountID == 0 {
+				fd, err = unix.FcntlInt(w.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+				return fd, w.mountID, err
+			}
+		}
+	}
+	if n.mounts != nil {
+		for _, p := range n.mounts.of {
+			if p.is.ID == mountID || mountID == 0 {
+				fd, err = p.open()
+				return fd, p.is.ID, err
+			}
+		}
+	}
+	return -1, 0, nil
+}
+
+// removed forgets the mark of a directory, which went with it.
+func (s *directoryMarks) removed(n *node) { s.fs.gone(n) }
+
+// forget begins anew: another queue, all marks, and the handle tree as it is
+// found. All that happened meanwhile is under an Overflow.
+func (s *directoryMarks) forget() {
+	fs := s.fs
+	began := time.Now()
+	fs.retry = began.Add(fs.g.retryAfter)
+	if err := fs.g.reopen(fs.queue); err != nil {
+		fs.g.log.Error("cannot begin anew, will try again", "err", err)
+		return
+	}
+	var sites []*node
+	for _, n := range fs.nodes {
+		if n.site != nil {
+			sites = append(sites, n)
+		}
+	}
+	fs.forgetNodes()
+	s.unentered = nil
+	fs.retry = time.Time{}
+	for _, n := range sites {
+		if mask := n.mask(); mask != 0 {
+			if err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, mask, int(n.dir.Fd()), ""); err != nil {
+				fs.g.log.Warn("cannot mark a directory", "err", err)
+			}
+		}
+	}
+	for _, n := range s.roots() {
+		err := s.walkRoot(n)
+		if n.site != nil {
+			err = errors.Join(err, fs.follow(n))
+		}
+		switch {
+		case n.site != nil && n.wasRemoved():
+			fs.gone(n)
+		case err != nil:
+			took := time.Since(began)
+			fs.retry = began.Add(took + max(fs.g.retryAfter, retryShare*took))
+			fs.g.log.Warn("cannot mark a watch tree, clients list it anew until it can be", "err", err)
+		}
+	}
+	fs.g.batch++
+	fs.lost(^Op(0), true)
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// singleMarks has a mark on each watched directory, where there is no filesystem
+// mark and no watch tree.
+type singleMarks struct{ filesystemMark }
+
+func (*singleMarks) whole() bool { return false }
+
+func (*singleMarks) alone(*Watch) bool { return true }
+
+func (s *singleMarks) masks(w *Watch) (directory, wide uint64) {
+	directory, _ = s.filesystemMark.masks(w)
+	return directory, 0
+}
+
+func (*singleMarks) arm(*node, *view, uint64) error { return nil }
+
+func (*singleMarks) disarm(*view, uint64) error { return nil }
+
+// singleMarksByName is that where handles can be compared, and not opened: an event
+// that a directory has of its own attributes says neither its name nor where it
+// is. So the marks also tell which directories are made, renamed and removed in
+// those that are watched, and once that is needed they are listed.
+type singleMarksByName struct{ singleMarks }
+
+func (*singleMarksByName) follows() bool { return true }
+
+func (s *singleMarksByName) masks(w *Watch) (directory, wide uint64) {
+	directory, _ = s.singleMarks.masks(w)
+	if w.ops&data != 0 {
+		directory |= unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_RENAME
+	}
+	return directory, 0
+}
+
+func (s *singleMarksByName) locate(n *node) error {
+	for _, w := range s.fs.watches {
+		if d := w.node; !d.listed {
+			d.listed = true
+			if err := s.list(d); err != nil {
+				return err
+			}
+		}
+	}
+	if n.parent == nil && n.site == nil {
+		return errOpaque
+	}
+	return nil
+}
+
+// list notes the names of the directories in d.
+func (s *singleMarksByName) list(d *node) error {
+	fd, err := unix.Openat(int(d.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening directory: %w", err)
+	}
+	dir := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return fmt.Errorf("reading directory: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		h, id, err := handleAt(fd, e.Name())
+		if err != nil || id != d.view.id {
+			continue // it has gone, or something is mounted over it
+		}
+		if n := s.fs.get(h); n.parent == nil {
+			s.fs.move(n, d, e.Name())
+		}
+	}
+	return nil
+}
+
+func (s *singleMarksByName) open(n *node, mountID int) (int, error) {
+	if n.site != nil {
+		return unix.FcntlInt(n.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	return -1, errOpaque
+}
+
+func (s *singleMarksByName) forget() {
+	s.fs.forgetNodes()
+	for _, w := range s.fs.watches {
+		w.node.listed = false
+	}
+}
