@@ -16,6 +16,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -182,7 +183,7 @@ type Source struct {
 	name  string
 	fd    int
 	table *Table
-	stale bool
+	stale atomic.Bool // Changed may be asked in another goroutine than Table
 }
 
 // Open opens the mounts of a process, by /proc/PID/mountinfo.
@@ -191,7 +192,9 @@ func Open(name string) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}
-	return &Source{name: name, fd: fd, stale: true}, nil
+	s := &Source{name: name, fd: fd}
+	s.stale.Store(true)
+	return s, nil
 }
 
 // Close closes the file.
@@ -204,23 +207,26 @@ func (s *Source) Changed() bool {
 	p := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLPRI}}
 	n, err := unix.Poll(p, 0)
 	changed := n > 0 || err != nil
-	s.stale = s.stale || changed
+	if changed {
+		s.stale.Store(true)
+	}
 	return changed
 }
 
 // Forget has the next Table read anew though nothing was mounted: the path of a mount
 // changes also when a directory is renamed.
-func (s *Source) Forget() { s.stale = true }
+func (s *Source) Forget() { s.stale.Store(true) }
 
 // Table returns the mounts as they were when Changed was asked last, or later.
 func (s *Source) Table() (*Table, error) {
-	if !s.stale {
+	if !s.stale.Swap(false) { // before it is read: what changes from here on is for the next time
 		return s.table, nil
 	}
 	text, err := os.ReadFile(s.name)
 	if err != nil {
+		s.stale.Store(true)
 		return s.table, fmt.Errorf("reading mounts: %w", err)
 	}
-	s.table, s.stale = Parse(text), false
+	s.table = Parse(text)
 	return s.table, nil
 }
