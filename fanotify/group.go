@@ -36,8 +36,7 @@ const (
 	Delete                // a name went
 	Rename                // a name was changed or moved
 	Modify                // contents or size changed, or the modification time was set
-	Attrib                // mode, owner, times or extended attributes changed
-	Access                // a file was read, or its access time set; never told of directories, which every listing reads
+	Attrib                // mode, owner, times or extended attributes changed; not the access time alone, which is told as reading is
 
 	// What follows is always told, asked for or not.
 
@@ -46,8 +45,8 @@ const (
 )
 
 // A Change is what happened to one name below a watched directory. It has
-// exactly one Op, but Modify, Attrib and Access come together where the kernel
-// has merged them.
+// exactly one Op, but Modify and Attrib come together where the kernel has merged
+// them.
 //
 // Name and OldName are relative to the watched directory, with '/' between
 // components, and valid only during the callback. A Rename has both, or no

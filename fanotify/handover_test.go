@@ -38,6 +38,7 @@ func inherit(t *testing.T, queue *os.File) *Group {
 // it had been there, marks that were too little are noticed, and in the end
 // no file is left open.
 func TestHandover(t *testing.T) {
+	const ops = allOps &^ Modify
 	for _, kind := range []string{"tmpfs", "ext4", "btrfs", "subvolume"} {
 		t.Run(kind, func(t *testing.T) {
 			dir := mountTest(t, kind)
@@ -49,7 +50,7 @@ func TestHandover(t *testing.T) {
 			t.Cleanup(func() { unix.Unmount(in("w/mnt"), unix.MNT_DETACH) })
 			before := openFiles(t)
 			g := openTest(t)
-			tree, _ := watchTest(t, g, in("w"), true, allOps)
+			tree, _ := watchTest(t, g, in("w"), true, ops)
 			watchTest(t, g, in("single"), false, Create|Delete)
 			mounts, ok := tree.Handover()
 			if !ok || len(mounts) != 1 {
@@ -63,7 +64,7 @@ func TestHandover(t *testing.T) {
 			touch(t, in("single/3"))
 
 			g = inherit(t, queue)
-			tree, told := watchTest(t, g, in("w"), true, allOps)
+			tree, told := watchTest(t, g, in("w"), true, ops)
 			_, single := watchTest(t, g, in("single"), false, Create|Delete)
 			if now, ok := tree.Handover(); !ok || !slices.Equal(now, mounts) {
 				t.Errorf("mounts %q, %v, want %q", now, ok, mounts)
@@ -82,7 +83,7 @@ func TestHandover(t *testing.T) {
 			}
 			touch(t, in("single/4"))
 			g = inherit(t, queue)
-			tree, told = watchTest(t, g, in("w"), true, allOps)
+			tree, told = watchTest(t, g, in("w"), true, ops)
 			_, single = watchTest(t, g, in("single"), false, Create|Delete)
 			if now, _ := tree.Handover(); slices.Equal(now, mounts) {
 				t.Errorf("mounts %q, though it was unmounted", now)
@@ -102,17 +103,17 @@ func TestHandover(t *testing.T) {
 			}
 			queue = bequeath(t, g)
 			g = inherit(t, queue)
-			watchTest(t, g, in("w"), true, allOps|Access)
+			watchTest(t, g, in("w"), true, ops|Modify)
 			if err := g.Confirm(); err != errMarks {
 				t.Errorf("a mask that was narrower: %v", err)
 			}
 			queue = bequeath(t, g)
 			g = inherit(t, queue)
-			tree, _ = watchTest(t, g, in("w"), true, allOps)
+			tree, _ = watchTest(t, g, in("w"), true, ops)
 			if err := tree.Close(); err != nil {
 				t.Error(err)
 			}
-			watchTest(t, g, in("w"), true, allOps)
+			watchTest(t, g, in("w"), true, ops)
 			if err := g.Confirm(); err != errMarks {
 				t.Errorf("a mark that was not there for a while: %v", err)
 			}

@@ -25,7 +25,7 @@ import (
 // The scripts in testdata/script say what a filesystem's changes are told as.
 // One command a line:
 //
-//	watch [-r] [-o op,op] DIR   all ops but access unless -o says otherwise
+//	watch [-r] [-o op,op] DIR   all ops unless -o says otherwise
 //	unwatch DIR                 the last watch of DIR
 //	queue N                     the queue limit of the group; before any watch
 //	mount DIR                   an empty tmpfs; all are unmounted in the end
@@ -180,7 +180,7 @@ func (w logWriter) Write(b []byte) (int, error) {
 }
 
 func (o Op) String() string {
-	for i, s := range []string{"create", "delete", "rename", "modify", "attrib", "access", "gone", "overflow"} {
+	for i, s := range []string{"create", "delete", "rename", "modify", "attrib", "gone", "overflow"} {
 		if o == 1<<i {
 			return s
 		}
@@ -406,6 +406,9 @@ func (s *script) run(args []string) error {
 	case "chmod":
 		mode, _ := strconv.ParseUint(args[1], 8, 32)
 		return os.Chmod(path(0), os.FileMode(mode))
+	case "atime":
+		ts := []unix.Timespec{{Sec: 1}, {Nsec: unix.UTIME_OMIT}}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, path(0), ts, 0)
 	case "mtime":
 		ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: 1}}
 		return unix.UtimesNanoAt(unix.AT_FDCWD, path(0), ts, 0)
@@ -485,7 +488,7 @@ func (s *script) watch(args []string) error {
 	}
 	var ops Op
 	for _, name := range strings.Split(*names, ",") {
-		for o := Create; o <= Access; o <<= 1 {
+		for o := Create; o <= Attrib; o <<= 1 {
 			if o.String() == name {
 				ops |= o
 			}

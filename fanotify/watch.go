@@ -49,7 +49,7 @@ const (
 )
 
 // data are the ops that leave the name as it is.
-const data = Modify | Attrib | Access
+const data = Modify | Attrib
 
 // opBits has the mask bit of each op.
 var opBits = [...]struct {
@@ -60,11 +60,10 @@ var opBits = [...]struct {
 	{unix.FAN_RENAME, Rename},
 	{unix.FAN_MODIFY, Modify},
 	{unix.FAN_ATTRIB, Attrib},
-	{unix.FAN_ACCESS, Access},
 	{unix.FAN_DELETE, Delete},
 }
 
-const opCount = 6 // Create to Access
+const opCount = 5 // Create to Attrib
 
 // bitsOf returns the mask that tells of ops.
 func bitsOf(ops Op) (mask uint64) {
@@ -79,7 +78,7 @@ func bitsOf(ops Op) (mask uint64) {
 // opsOf returns the ops that a mask tells of.
 func opsOf(mask uint64) (ops Op) {
 	for _, b := range opBits {
-		if mask&b.bit != 0 && !(b.op == Access && mask&unix.FAN_ONDIR != 0) {
+		if mask&b.bit != 0 {
 			ops |= b.op
 		}
 	}

@@ -81,7 +81,6 @@ const (
 	byModify = LastWrite | Size | Attributes
 	byAttrib = Attributes | LastWrite | LastAccess | Creation | EA | Security |
 		StreamName | StreamSize | StreamWrite
-	byAccess = LastAccess
 
 	// A renamed file's attributes count as changed for those who do not
 	// see its names.
@@ -103,14 +102,11 @@ func (f Filter) Ops() fanotify.Op {
 	if f&byAttrib != 0 {
 		ops |= fanotify.Attrib
 	}
-	if f&byAccess != 0 {
-		ops |= fanotify.Access
-	}
 	return ops
 }
 
 // byData returns what lets through a change that leaves the name as it is. Of
-// what is known to have been changed, only that; but anybody may have read.
+// what is known to have been changed, only that.
 func byData(op fanotify.Op, cause Filter) (by Filter) {
 	if op&fanotify.Modify != 0 {
 		by |= byModify
@@ -118,11 +114,7 @@ func byData(op fanotify.Op, cause Filter) (by Filter) {
 	if op&fanotify.Attrib != 0 {
 		by |= byAttrib
 	}
-	by &= cause
-	if op&fanotify.Access != 0 {
-		by |= byAccess
-	}
-	return by
+	return by & cause
 }
 
 // records returns the change records that a change gives under the filter. They

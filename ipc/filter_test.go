@@ -52,7 +52,6 @@ func TestRecordsByBit(t *testing.T) {
 		{"attributes of directory", change(fanotify.Attrib, true, "a", ""),
 			map[Filter]string{Attributes: "*a", LastWrite: "*a", LastAccess: "*a", Creation: "*a",
 				EA: "*a", Security: "*a", StreamName: "*a", StreamSize: "*a", StreamWrite: "*a"}},
-		{"read", change(fanotify.Access, false, "a", ""), map[Filter]string{LastAccess: "*a"}},
 	} {
 		for i := range 32 {
 			f := Filter(1) << i
@@ -87,7 +86,7 @@ func TestOps(t *testing.T) {
 		Size:       fanotify.Modify,
 		LastWrite:  fanotify.Modify | fanotify.Attrib,
 		Attributes: fanotify.Modify | fanotify.Attrib | fanotify.Rename,
-		LastAccess: fanotify.Access | fanotify.Attrib,
+		LastAccess: fanotify.Attrib,
 		Security:   fanotify.Attrib,
 	} {
 		if got := f.Ops(); got != want {

@@ -19,6 +19,8 @@
 
 struct file;
 struct file_handle;
+struct iattr;
+struct inode;
 struct smb2_hdr;
 struct xattr_dos_attrib;
 struct mnt_idmap;
@@ -58,6 +60,7 @@ void ksmbd_notify_session_expired(struct ksmbd_session *sess);
 void ksmbd_notify_flush(struct ksmbd_conn *conn);
 int ksmbd_notify_process(struct ksmbd_work *work,
 			 int (*proc)(struct ksmbd_work *work));
+void ksmbd_notify_set_times(struct inode *inode, struct iattr *attrs);
 int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
 				const struct path *path,
 				struct xattr_dos_attrib *da);

@@ -267,6 +267,28 @@ int ksmbd_notify_process(struct ksmbd_work *work,
 }
 
 /**
+ * ksmbd_notify_set_times() - have times told as such
+ * @inode:	of the file, locked
+ * @attrs:	what is about to be set
+ *
+ * fsnotify tells the setting of one time alone as reading, or as writing, which
+ * have no cause. So both are set, one of them to what it is.
+ */
+void ksmbd_notify_set_times(struct inode *inode, struct iattr *attrs)
+{
+	if (!ksmbd_notify_watching())
+		return;
+	if (!(attrs->ia_valid & ATTR_ATIME)) {
+		attrs->ia_atime = inode_get_atime(inode);
+		attrs->ia_valid |= ATTR_ATIME | ATTR_ATIME_SET;
+	}
+	if (!(attrs->ia_valid & ATTR_MTIME)) {
+		attrs->ia_mtime = inode_get_mtime(inode);
+		attrs->ia_valid |= ATTR_MTIME | ATTR_MTIME_SET;
+	}
+}
+
+/**
  * ksmbd_notify_causes() - fetch the causes of changes
  * @to:		room for KSMBD_NOTIFY_MAX_CAUSES
  * @lost:	whether some did not fit, here or earlier

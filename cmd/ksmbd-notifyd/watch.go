@@ -32,7 +32,7 @@ Says on standard error when it watches, ends with an error when DIR is removed.
   -f, --filter=LIST     completion filter, parted by commas: file-name, dir-name,
                         attributes, size, last-write, last-access, creation, ea,
                         security, stream-name, stream-size, stream-write, all
-                        (default: all but last-access)
+                        (default: all)
   -j, --json            one object a line: {"action":"ADDED","name":"rel/path"};
                         bytes that are not UTF-8 come as U+FFFD
   -v, --verbose         log every request; -vv: every change and record too
@@ -56,7 +56,7 @@ func runWatch(args []string, verbose int, stdout, stderr io.Writer) int {
 	}
 	flags := pflag.NewFlagSet("watch", pflag.ContinueOnError)
 	flags.BoolVarP(&o.recursive, "recursive", "r", false, "")
-	flags.StringVarP(&o.filter, "filter", "f", (ipc.All &^ ipc.LastAccess).String(), "")
+	flags.StringVarP(&o.filter, "filter", "f", ipc.All.String(), "")
 	flags.BoolVarP(&o.json, "json", "j", false, "")
 	flags.CountVarP(&verbose, "verbose", "v", "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")

@@ -27,7 +27,7 @@ import (
 // Through SMB every bit has its own meaning. On the server fanotify has one event, ATTRIB, for mode, owner, ACL, extended
 // attributes and a touch, and ksmbd keeps attributes, creation time, EAs and streams in extended attributes. It is let
 // through by whatever it can be: a needless MODIFIED has a client look, a missing one leaves it with what was. The times
-// alone are told apart: a modification time is MODIFY, as writing is, an access time ACCESS.
+// alone are told apart: a modification time is MODIFY, as writing is, and an access time is told as reading is: not at all.
 const expectations = `
 create            | both   | ADDED new                    | file-name
 mkdir             | both   | ADDED new                    | dir-name
@@ -80,7 +80,7 @@ chown             | server | MODIFIED file                | ATTRIB
 set xattr         | server | MODIFIED file                | ATTRIB
 touch             | server | MODIFIED file                | ATTRIB
 set last write    | server | MODIFIED file                | attributes size last-write
-set last access   | server | MODIFIED file                | last-access
+set last access   | server | nothing                      |
 chmod itself      | server | nothing                      |
 `
 

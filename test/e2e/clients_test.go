@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//go:build guest
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"ksmbd-notifyd/test/smb2"
+)
+
+// What clients in the field ask for, and what they do with what they are told.
+
+// nodeWatch is what fs.watch of Node.js asks for on Windows, and watchdog of Python: all but EA, security and streams.
+func nodeWatch() smb2.NotifyParams { return smb2.NotifyParams{Filter: 0x17f, Length: 4096} }
+
+// TestReaderWakesNoWatcher: a client that reads what changed, or a server process that does, is not told of it as of
+// another change, not even where the filter has LAST_ACCESS.
+func TestReaderWakesNoWatcher(t *testing.T) {
+	begin(t)
+	for name, p := range map[string]smb2.NotifyParams{
+		"node": nodeWatch(), "tree": {Tree: true, Filter: smb2.FilterAll, Length: 65536},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			w.touch("file")
+			_, tree := w.connect(smb2.Options{})
+			f := w.open(tree, "")
+			call, _ := w.park(f, p)
+			path := filepath.Join(w.dir, "file")
+			appendTo(w, path, "more")
+			w.told(call, "MODIFIED file")
+
+			call, _ = w.park(f, p)
+			for range 3 {
+				file := w.create(tree, smb2.CreateParams{Name: w.path("file"), Access: smb2.AccessListDirectory, Disposition: smb2.DispositionOpen})
+				_, err := file.Read(w.ctx, 0, 4)
+				w.ok(err)
+				w.ok(file.Close(w.ctx))
+				_, err = os.ReadFile(path)
+				w.ok(err)
+			}
+			dir := w.open(tree, "")
+			_, err := dir.List(w.ctx)
+			w.ok(err)
+			w.touch("end")
+			w.told(call, "ADDED end")
+		})
+	}
+}
+
+func appendTo(w *wire, path, s string) {
+	w.Helper()
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	w.ok(err)
+	_, err = f.WriteString(s)
+	w.ok(err)
+	w.ok(f.Close())
+}
+
+// TestSetAccessTime: an access time that a client sets is told under LAST_ACCESS, once, alone or with others.
+func TestSetAccessTime(t *testing.T) {
+	begin(t)
+	future := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
+	for name, b := range map[string]smb2.Basic{
+		"alone": {LastAccess: future}, "with-write": {LastAccess: future, LastWrite: future},
+		"with-attributes": {LastAccess: future, Attributes: smb2.AttributeHidden},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			for _, name := range []string{"file", "dir"} {
+				file := w.dir + "/" + name
+				if name == "dir" {
+					w.mkdir(name)
+				} else {
+					w.touch(name)
+				}
+				w.ok(os.Chown(file, uid1, uid1))
+			}
+			_, tree := w.connect(smb2.Options{})
+			f := w.open(tree, "")
+			p := smb2.NotifyParams{Filter: smb2.FilterLastAccess | smb2.FilterFileName, Length: 4096}
+			place := place{wire: w, tree: tree}
+			for _, name := range []string{"file", "dir"} {
+				call, _ := w.park(f, p)
+				w.ok(place.opened(smb2.CreateParams{Name: w.path(name), Disposition: smb2.DispositionOpen}, func(f *smb2.File) error {
+					return f.SetBasic(w.ctx, b)
+				}))
+				w.told(call, "MODIFIED "+name)
+			}
+			call, _ := w.park(f, p)
+			w.touch("end")
+			w.told(call, "ADDED end")
+		})
+	}
+}
