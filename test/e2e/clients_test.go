@@ -98,3 +98,38 @@ func TestSetAccessTime(t *testing.T) {
 		})
 	}
 }
+
+// TestSaveByRename: a file that another client has open, with an oplock or without, is replaced by a rename. Watchers are
+// told so, and when the other client closes it nothing happens to what is in its place.
+func TestSaveByRename(t *testing.T) {
+	begin(t)
+	for name, c := range map[string]smb2.CreateParams{
+		"open": {}, "oplock": {Oplock: smb2.OplockBatch}, "delete-on-close": {Options: smb2.OptionDeleteOnClose},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			for _, name := range []string{"saved", "target"} {
+				w.ok(os.WriteFile(filepath.Join(w.dir, name), []byte(name), 0o666))
+				w.ok(os.Chmod(filepath.Join(w.dir, name), 0o666))
+			}
+			_, holder := w.connect2()
+			c.Name, c.Access, c.Disposition = w.path("target"), smb2.AccessMaximum, smb2.DispositionOpen
+			held := w.create(holder, c)
+			_, tree := w.connect(smb2.Options{})
+			f := w.open(tree, "")
+			w.arm(f, wireNames())
+			p := place{wire: w, tree: tree}
+			w.ok(p.opened(smb2.CreateParams{Name: w.path("saved"), Disposition: smb2.DispositionOpen}, func(f *smb2.File) error {
+				return f.Rename(w.ctx, w.path("target"), true)
+			}))
+			w.toldInAll(f, wireNames(), "REMOVED target", "RENAMED_OLD_NAME saved", "RENAMED_NEW_NAME target")
+			call, _ := w.park(f, wireNames())
+			w.ok(held.Close(w.ctx))
+			w.touch("end")
+			w.told(call, "ADDED end")
+			if b, err := os.ReadFile(filepath.Join(w.dir, "target")); string(b) != "saved" {
+				t.Errorf("target is %q, %v", b, err)
+			}
+		})
+	}
+}

@@ -20,18 +20,22 @@ const (
 
 // CreateDisposition and CreateOptions, MS-SMB2 2.2.13.
 const (
-	DispositionOpen      uint32 = 1
-	DispositionCreate    uint32 = 2
-	DispositionOpenIf    uint32 = 3
-	DispositionOverwrite uint32 = 4
-	OptionDirectory      uint32 = 0x01
-	OptionFile           uint32 = 0x40
-	OptionDeleteOnClose  uint32 = 0x1000
+	DispositionSupersede   uint32 = 0
+	DispositionOpen        uint32 = 1
+	DispositionCreate      uint32 = 2
+	DispositionOpenIf      uint32 = 3
+	DispositionOverwrite   uint32 = 4
+	DispositionOverwriteIf uint32 = 5
+	OptionDirectory        uint32 = 0x01
+	OptionFile             uint32 = 0x40
+	OptionDeleteOnClose    uint32 = 0x1000
 )
 
-// OplockLease is the RequestedOplockLevel that goes with a lease context,
-// MS-SMB2 2.2.13.
-const OplockLease uint8 = 0xff
+// RequestedOplockLevel, MS-SMB2 2.2.13. OplockLease goes with a lease context.
+const (
+	OplockBatch uint8 = 0x09
+	OplockLease uint8 = 0xff
+)
 
 // CreateParams are those of a CREATE request. Everything is shared.
 type CreateParams struct {
@@ -41,6 +45,7 @@ type CreateParams struct {
 	Options     uint32
 	Oplock      uint8
 	Contexts    []Context
+	NoContexts  bool // an offset of contexts, of a length of 0
 }
 
 // Context is a create context, MS-SMB2 2.2.13.2.
@@ -88,6 +93,8 @@ func (t *Tree) CreateRequest(p CreateParams) *Request {
 	contexts, contextOff := encodeContexts(p.Contexts), uint32(0)
 	if len(contexts) > 0 {
 		name = append(name, make([]byte, -len(name)&7)...)
+		contextOff = uint32(headerLen + 56 + len(name))
+	} else if p.NoContexts {
 		contextOff = uint32(headerLen + 56 + len(name))
 	}
 	const impersonation, share = 2, 7
