@@ -133,3 +133,41 @@ func TestSaveByRename(t *testing.T) {
 		})
 	}
 }
+
+// TestCaseOfDirectories: a file is renamed and linked into a directory that is named in another case.
+func TestCaseOfDirectories(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	w.mkdir("Dir")
+	w.mkdir("Dir/Sub")
+	w.touch("file")
+	_, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	all := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 4096}
+	w.arm(f, all)
+	p := place{wire: w, tree: tree}
+	with := func(name string, do func(*smb2.File) error) {
+		w.Helper()
+		w.ok(p.opened(smb2.CreateParams{Name: w.path(name), Disposition: smb2.DispositionOpen}, do))
+	}
+	with("file", func(f *smb2.File) error { return f.Rename(w.ctx, w.path(`dIR\sUB\New`), false) })
+	w.toldInAll(f, all, "REMOVED file", `ADDED Dir\Sub\New`)
+	with(`Dir\Sub\New`, func(f *smb2.File) error { return f.Link(w.ctx, w.path(`DIR\Link`)) })
+	w.told(w.send(f, all), `ADDED Dir\Link`)
+	// The name itself is as the client has it.
+	with(`dir\Link`, func(f *smb2.File) error { return f.Rename(w.ctx, w.path(`dir\LINK`), false) })
+	w.told(w.send(f, all), `RENAMED_OLD_NAME Dir\Link`, `RENAMED_NEW_NAME Dir\LINK`)
+}
+
+// TestNoContexts: node-smb2 says where create contexts would be though it has none.
+func TestNoContexts(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	f := w.create(tree, smb2.CreateParams{
+		Name: w.name, Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory, NoContexts: true,
+	})
+	call, _ := w.park(f, wireNames())
+	w.touch("file")
+	w.told(call, "ADDED file")
+}
