@@ -244,7 +244,9 @@ static __le32 notify_request(struct ksmbd_work *work,
 		id = work->compound_fid;
 		pid = work->compound_pfid;
 		/* Severity error: there is no handle because of it. */
-		if (!has_file_id(id) && le32_to_cpu(last->Status) >> 30 == 3)
+		if (!has_file_id(id) &&
+		    r->hdr.Flags & SMB2_FLAGS_RELATED_OPERATIONS &&
+		    le32_to_cpu(last->Status) >> 30 == 3)
 			return last->Status;
 	}
 	/* MS-SMB2 3.3.5.2.7.2: there is nothing before it to be related to. */
@@ -255,11 +257,11 @@ static __le32 notify_request(struct ksmbd_work *work,
 		return STATUS_INTERNAL_ERROR;
 
 	/*
-	 * macOS asks without a handle when it looks for Time Machine volumes:
-	 * it expects to be told that the watch has ended, not that it failed.
+	 * macOS asks without a handle, all of whose bits are set, when it looks
+	 * for Time Machine volumes: it expects to be told that the watch has
+	 * ended, not that it failed.
 	 */
-	if (!work->next_smb2_rcv_hdr_off && !has_file_id(id) &&
-	    !has_file_id(pid))
+	if (!work->next_smb2_rcv_hdr_off && !~id && !~pid)
 		return request_park(work, NULL, r);
 
 	fp = ksmbd_lookup_fd_slow(work, id, pid);

@@ -11,6 +11,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -470,6 +471,28 @@ func TestWireNoFile(t *testing.T) {
 		if r := w.endsAfter(call, interim); r.Status != smb2.StatusNotifyCleanup {
 			t.Errorf("ends with %v", r.Status)
 		}
+	}
+	w.quiet(c)
+}
+
+// Whatever else is no file is closed, in a compound too if that is not related.
+func TestWireNoSuchFile(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	const none = 1<<64 - 1
+	for _, id := range [][2]uint64{
+		{0, 0}, {0x1111111111111111, 0x1111111111111111}, {0x7fffffff, 0x7fffffff}, {1 << 41, 1 << 40}, {none, 0}, {0, none},
+		{none, 0x7fffffff}, {0xffffffff, 0xffffffff}, {none - 1, none},
+	} {
+		f := tree.Related()
+		binary.LittleEndian.PutUint64(f.ID[:], id[0])
+		binary.LittleEndian.PutUint64(f.ID[8:], id[1])
+		w.refused(f, wireNames(), smb2.StatusFileClosed)
+		missing := smb2.CreateParams{Name: w.path("missing"), Access: wireRead, Disposition: smb2.DispositionOpen}
+		calls, err := c.Send(w.ctx, tree.CreateRequest(missing), f.NotifyRequest(wireNames()))
+		w.ok(err)
+		w.ends(calls[0], smb2.StatusObjectNameNotFound)
+		w.ends(calls[1], smb2.StatusFileClosed)
 	}
 	w.quiet(c)
 }
