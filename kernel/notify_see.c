@@ -157,8 +157,9 @@ static int may_list(struct ksmbd_notify_request *req,
 }
 
 /*
- * The same of the directory that @name is in, below another mount. There is
- * no handle for it, and unless the share crosses mounts no listing either.
+ * The same of the directory that @name is in, below another mount, for which
+ * there is no handle. In place of a mount's root ksmbd finds the directory that
+ * is under it, unless the share crosses mounts; what is below that root it finds.
  */
 static int may_list_mounted(struct ksmbd_notify_request *req, const char *name,
 			    int len)
@@ -166,13 +167,15 @@ static int may_list_mounted(struct ksmbd_notify_request *req, const char *name,
 	struct path path;
 	int may;
 
-	if (!test_share_config_flag(req->work->tcon->share_conf,
-				    KSMBD_SHARE_FLAG_CROSSMNT))
-		return 0;
 	may = lookup_parent(req, name, len, 0, &path);
 	if (may)
 		return may == -EACCES ? 0 : -ENOENT;
-	may = is_listable(req, &path);
+	if (path.dentry == path.mnt->mnt_root &&
+	    !test_share_config_flag(req->work->tcon->share_conf,
+				    KSMBD_SHARE_FLAG_CROSSMNT))
+		may = 0;
+	else
+		may = is_listable(req, &path);
 	path_put(&path);
 	return may;
 }

@@ -5,8 +5,10 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -170,4 +172,49 @@ func TestNoContexts(t *testing.T) {
 	call, _ := w.park(f, wireNames())
 	w.touch("file")
 	w.told(call, "ADDED file")
+}
+
+// TestBelowMount: without "crossmnt", which the ksmbd-tools of Debian 12 do not have, the root of what is mounted in a share
+// cannot be listed and directories below it can: a watch tree tells what is in these.
+func TestBelowMount(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	w.mkdir("m")
+	point := filepath.Join(w.dir, "m")
+	w.ok(command("mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "none", point))
+	t.Cleanup(func() {
+		if err := command("umount", "-l", point); err != nil {
+			t.Error(err)
+		}
+	})
+	w.mkdir("m/sub")
+	w.touch("m/sub/old")
+	w.mkdir("m/private")
+	w.ok(os.Chmod(filepath.Join(point, "private"), 0o700))
+	_, tree := w.connect2()
+	list := func(name string) []string {
+		names, err := w.open(tree, name).List(w.ctx)
+		w.ok(err)
+		return names
+	}
+	if root, sub := list("m"), list(`m\sub`); len(root) != 0 || !slices.Equal(sub, []string{"old"}) {
+		t.Fatalf("listed %q and %q", root, sub)
+	}
+	f := w.open(tree, "")
+	p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 4096}
+	w.arm(f, p)
+	w.touch("m/sub/new")
+	w.touch("m/hidden")
+	w.touch("m/private/secret")
+	w.ok(os.Rename(filepath.Join(point, "sub/old"), filepath.Join(point, "old")))
+	w.touch("end")
+	got := map[string]bool{}
+	for !got["ADDED end"] || len(got) < 3 {
+		for _, r := range w.records(w.ends(w.send(f, p), smb2.StatusSuccess)) {
+			got[r] = true
+		}
+	}
+	if want := map[string]bool{`ADDED m\sub\new`: true, `REMOVED m\sub\old`: true, "ADDED end": true}; !maps.Equal(got, want) {
+		t.Errorf("told %v, want %v", got, want)
+	}
 }
