@@ -136,6 +136,36 @@ func TestSaveByRename(t *testing.T) {
 	}
 }
 
+// TestRemovedMeanwhile: the last close of a file that is to be deleted has nothing to delete when the server has done so, not
+// even another file of that name. The stock module of 6.12 panics.
+func TestRemovedMeanwhile(t *testing.T) {
+	begin(t)
+	for _, again := range []bool{false, true} {
+		w := newWire(t, wireLimit)
+		_, tree := w.connect(smb2.Options{})
+		path := filepath.Join(w.dir, "file")
+		w.touch("file")
+		w.ok(os.Chown(path, uid1, uid1))
+		held := w.create(tree, smb2.CreateParams{
+			Name: w.path("file"), Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpen, Options: smb2.OptionDeleteOnClose,
+		})
+		f := w.open(tree, "")
+		w.arm(f, wireNames())
+		w.ok(os.Remove(path))
+		want := []string{"REMOVED file"}
+		if again {
+			w.touch("file")
+			want = append(want, "ADDED file")
+		}
+		w.ok(held.Close(w.ctx))
+		w.touch("end")
+		w.toldInAll(f, wireNames(), append(want, "ADDED end")...)
+		if _, err := os.Stat(path); (err == nil) != again {
+			t.Errorf("the file made anew: %v, of what is there: %v", again, err)
+		}
+	}
+}
+
 // TestCaseOfDirectories: a file is renamed and linked into a directory that is named in another case.
 func TestCaseOfDirectories(t *testing.T) {
 	begin(t)
