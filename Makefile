@@ -6,7 +6,8 @@
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
 # make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), test-filesystems (those that
 #                   are not like others), and a part of these two:
-# make test-torture smbtorture's notify tests of two versions of Samba on all file systems, each 10 times
+# make test-torture smbtorture's notify tests of three versions of Samba on all file systems, each 10 times
+# make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
@@ -28,12 +29,14 @@ export VERSION := $(shell packaging/version.sh)
 BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
-# to run, SAMBA 4.22 for its smbtorture from backports rather than this machine's, REQUESTS of TestCredits.
+# to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
+# and durable handles in test-regression.
 TRIES ?= 10
 SLOW  ?= 2
 FS    ?= tmpfs
 RUN   ?= .
 SAMBA ?=
+LEASES ?=
 export REQUESTS ?= 10000
 DEBIAN ?= bookworm trixie
 FUZZ   ?= 10s
@@ -44,11 +47,12 @@ PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd b
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian rpm busybox-static e2fsprogs kmod xz-utils
+PACKAGES_CLIENTS := mmdebstrap cpio
 PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module deb rpm run test test-unit test-guest test-filesystems test-smbtorture test-torture test-regression test-install test-debug fuzz bench check-kernel clean FORCE
+.PHONY: all build module deb rpm run test test-unit test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug fuzz bench check-kernel clean FORCE
 all: build
 
 build:
@@ -83,7 +87,7 @@ $(BUILD)/guest/e2e.test: FORCE
 	CGO_ENABLED=0 go test -c -tags guest -o $@ ./test/e2e
 
 $(BUILD)/samba-%/smbtorture.cpio: test/guest/samba.sh
-	@$(packages) $(PACKAGES_GUEST)
+	@$(packages) $(PACKAGES_GUEST) mmdebstrap
 	test/guest/samba.sh $* $(@D)
 
 guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/samba-%/smbtorture.cpio)
@@ -121,11 +125,16 @@ test-smbtorture: build module $(guest)
 	@test/guest/torture.sh $(BUILD) tmpfs::$(TRIES):$(SLOW) {ext4,xfs,btrfs}::1:1
 	@test/guest/regression.sh $(BUILD) '^smb2\.(compound|lock|dir|credits)\.'
 
-test-torture: build module $(guest) $(BUILD)/samba-4.22/smbtorture.cpio
-	@test/guest/torture.sh $(BUILD) {tmpfs,ext4,xfs,btrfs}:{,4.22}:10:10
+test-torture: build module $(guest) $(BUILD)/samba-4.22/smbtorture.cpio $(BUILD)/samba-4.25/smbtorture.cpio
+	@test/guest/torture.sh $(BUILD) {tmpfs,ext4,xfs,btrfs}:{,4.22,4.25}:10:10
 
 test-regression: build module $(guest)
-	@test/guest/regression.sh $(BUILD) '^smb2\.'
+	@LEASES='$(LEASES)' SAMBA='$(SAMBA)' test/guest/regression.sh $(BUILD) '^smb2\.'
+
+test-clients: build module $(guest)
+	@$(packages) $(PACKAGES_CLIENTS)
+	@test/clients/fetch.sh build/clients
+	@FS='$(FS)' RUN=TestIndependentClients TRIES=1 SLOW=1 SAMBA= CLIENTS=build/clients/clients.cpio test/guest/test.sh $(BUILD)
 
 # The older version, to come from and go back to, is of the same sources.
 test-install: deb rpm

@@ -21,6 +21,7 @@ var (
 	demo    = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
 
 	smbtorture = flag.String("smbtorture", "smbtorture", "Samba's smbtorture")
+	leases     = flag.Bool("leases", false, "clients get leases, and durable handles where ksmbd-tools knows them")
 	requests   = flag.Int("requests", 10000, "how many requests TestCredits makes")
 	tries      = flag.Int("tries", 10, "how often each smbtorture test that must pass is run")
 	slow       = flag.Int("slow", 10, "how often those that take minutes are")

@@ -60,13 +60,25 @@ func ksmbdConf() string {
 	server max protocol = SMB3_11
 	server multi channel support = yes
 	map to guest = never
-	smb2 leases = no
-`
+` + leaseOptions(*leases)
 	for _, s := range shares {
 		conf += fmt.Sprintf("[%s]\n\tpath = %s\n\tread only = no\n\tcreate mask = 0777\n\tdirectory mask = 0777\n\t%s\n",
 			s.name, sharePath(s.name), s.options)
 	}
 	return conf
+}
+
+// leaseOptions says in the words of ksmbd.conf whether clients get leases, and with these durable handles where ksmbd-tools
+// can turn them on.
+func leaseOptions(on bool) string {
+	if !on {
+		return "\tsmb2 leases = no\n"
+	}
+	options := "\tsmb2 leases = yes\n"
+	if tools, err := os.ReadFile("/usr/libexec/ksmbd.tools"); err == nil && bytes.Contains(tools, []byte("durable handles")) {
+		options += "\tdurable handles = yes\n"
+	}
+	return options
 }
 
 // sharePath is the directory that a share serves.

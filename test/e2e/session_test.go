@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -125,15 +126,9 @@ func openWatches(t *testing.T) int {
 // TestDurable: a durable handle outlives its connection, and so does its watch. Its requests end, but what happens while
 // the client is away the first request on the handle that it takes up again is told. Without one nothing stays behind.
 func TestDurable(t *testing.T) {
-	options := "\tsmb2 leases = yes\n"
-	tools, err := os.ReadFile("/usr/libexec/ksmbd.tools")
-	if err != nil {
-		t.Fatal(err)
-	}
-	can := bytes.Contains(tools, []byte("durable handles"))
-	if can {
-		options = "\tsmb2 leases = yes\n\tdurable handles = yes\n"
-	} else {
+	options := leaseOptions(true)
+	can := strings.Contains(options, "durable")
+	if !can {
 		t.Log("ksmbd-tools before 3.5 cannot turn durable handles on: the handle goes with the connection")
 	}
 	reconfigure(t, options)

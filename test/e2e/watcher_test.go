@@ -32,7 +32,8 @@ var actions = map[string]string{
 	"0005": "new name",
 }
 
-// watcher is an smbclient that runs its notify command: a watch tree on a directory, every completion filter.
+// watcher is an smbclient that runs its notify command: a watch tree on a directory, every completion filter. Or it is
+// another program that prints what it is told in the same way.
 type watcher struct {
 	cmd   *exec.Cmd
 	dir   string      // the watched directory, as the server sees it
@@ -62,7 +63,12 @@ func watch(sub, user string, args ...string) (*watcher, error) {
 func startWatcher(sub, user string, args ...string) (*watcher, error) {
 	// smbclient flushes its output only to a terminal.
 	args = append([]string{"-oL", "smbclient", "//127.0.0.1/TEST", "-U", user, "-c", fmt.Sprintf("notify %q", sub)}, args...)
-	w := &watcher{cmd: exec.Command("stdbuf", args...), dir: filepath.Join(share, sub), lines: make(chan string, 4096)}
+	return startProgram(sub, "stdbuf", args...)
+}
+
+// startProgram starts a watcher of the directory sub of the share that is the program.
+func startProgram(sub, program string, args ...string) (*watcher, error) {
+	w := &watcher{cmd: exec.Command(program, args...), dir: filepath.Join(share, sub), lines: make(chan string, 4096)}
 	out, err := w.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -130,7 +136,7 @@ func (w *watcher) mark(limit time.Duration, got *[]record) error {
 		select {
 		case line, ok := <-w.lines:
 			if !ok {
-				return errors.New("smbclient ended")
+				return errors.New("the client ended")
 			}
 			r, err := parse(line)
 			switch {
@@ -160,7 +166,7 @@ func parse(line string) (record, error) {
 	code, name, _ := strings.Cut(line, " ")
 	action, ok := actions[code]
 	if !ok {
-		return record{}, fmt.Errorf("smbclient says: %s", line)
+		return record{}, fmt.Errorf("the client says: %s", line)
 	}
 	return record{action, strings.ReplaceAll(name, `\`, "/")}, nil
 }

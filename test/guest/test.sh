@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# test.sh BUILD: the guest tests, but for TestRegression, and TestTorture only if RUN names it. From the environment: RUN, FS, TRIES, SLOW, SAMBA, REQUESTS, as the Makefile
-# has them, and UML for run.sh.
+# test.sh BUILD: the guest tests, but for TestRegression, TestTorture only if RUN names it, and TestIndependentClients with
+# CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA, REQUESTS, as the Makefile has
+# them, and UML for run.sh.
 set -euo pipefail
 
 build=$1
@@ -10,6 +11,14 @@ kver=$(cat "$build/linux/release")
 name=test-$FS
 ours=$build/module/$kver/ksmbd.ko
 skip=TestRegression
+also=()
+case ${CLIENTS:-} in
+'') skip+='|TestIndependentClients' ;;
+*)
+	export OVERLAY=$CLIENTS
+	also=("$(dirname "$0")"/../clients/watch.*)
+	;;
+esac
 if [ -n "${UML:-}" ]; then
 	name=debug-$FS
 	ours=$UML/ksmbd.ko
@@ -21,7 +30,7 @@ fi
 # guest NAME SECONDS RUN SKIP: boots our module and runs the tests that RUN names but not SKIP.
 guest() {
 	echo "test: our module, share on $FS"
-	"$run" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "$build/ksmbd-notifyd" -- \
+	"$run" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "$build/ksmbd-notifyd" "${also[@]}" -- \
 		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
 		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}"
 }
