@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,9 +26,32 @@ type control struct {
 
 // Policy says what clients may have watched. The zero Policy lets them watch all.
 type Policy struct {
-	Off         bool            // no changes are told at all, but in Shares
-	Shares      map[string]bool // whether changes are told, by the share's name in lower case
-	UserWatches int             // watches that a user may have open at once, 0 for any number
+	Off         bool            `json:"off"`              // no changes are told at all, but in Shares
+	Shares      map[string]bool `json:"shares,omitempty"` // whether changes are told, by the share's name in lower case
+	UserWatches int             `json:"user_watches"`     // that a user may have open at once, 0 for any number
+}
+
+// String says in words what a Policy restricts, "" for nothing.
+func (p *Policy) String() string {
+	var but, words []string
+	for share, tells := range p.Shares {
+		if tells == p.Off {
+			but = append(but, share)
+		}
+	}
+	slices.Sort(but)
+	switch {
+	case p.Off && but != nil:
+		words = append(words, "change notify is off but in "+strings.Join(but, ", "))
+	case p.Off:
+		words = append(words, "change notify is off")
+	case but != nil:
+		words = append(words, "change notify is off in "+strings.Join(but, ", "))
+	}
+	if p.UserWatches > 0 {
+		words = append(words, fmt.Sprintf("a user may have %d watches", p.UserWatches))
+	}
+	return strings.Join(words, "; ")
 }
 
 // Tells says whether changes in a share are told.
@@ -76,15 +100,21 @@ var ErrTracers = errors.New("as many traces are followed as can be")
 
 // A Tracer hears of watches what the log has of them at LevelTrace.
 type Tracer struct {
-	Lines   chan string   // of the log, without time and level; what is not read in time is dropped
+	Lines   chan string   // of the log, without a level; what is not read in time is dropped
 	Dropped atomic.Uint64 // how many were
+	Watches int           // that it heard of at first
 	about   func(WatchStatus) bool
+	below   string // changes elsewhere are left out
 }
 
-// Trace tells t of all watches that about picks, until stop is called. Nobody
-// waits for who reads the lines. It fails when ctx is done first.
-func (d *Daemon) Trace(ctx context.Context, about func(WatchStatus) bool) (t *Tracer, stop func(), err error) {
-	t = &Tracer{Lines: make(chan string, 1024), about: about}
+// TraceTime is the format of the time that each line begins with.
+const TraceTime = time.DateTime + ".000"
+
+// Trace tells t of all watches that about picks, until stop is called, but only of
+// changes in and below the directory, if that is not "". Nobody waits for who reads
+// the lines. It fails when ctx is done first.
+func (d *Daemon) Trace(ctx context.Context, directory string, about func(WatchStatus) bool) (t *Tracer, stop func(), err error) {
+	t = &Tracer{Lines: make(chan string, 1024), about: about, below: directory}
 	retrace := func() {
 		if d.loop != nil {
 			for _, w := range d.loop.watches {
@@ -99,6 +129,13 @@ func (d *Daemon) Trace(ctx context.Context, about func(WatchStatus) bool) (t *Tr
 		}
 		d.control.tracers = append(d.control.tracers, t)
 		retrace()
+		if d.loop != nil {
+			for _, w := range d.loop.watches {
+				if about(w.about) {
+					t.Watches++
+				}
+			}
+		}
 	})
 	stop = func() {
 		d.do(context.Background(), func() {
@@ -135,7 +172,30 @@ type traced struct {
 func (h traced) Enabled(context.Context, slog.Level) bool { return true }
 
 func (h traced) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level != LevelTrace || h.t.below == "" || concerns(r, h.t.below) {
+		h.tell(ctx, r)
+	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// concerns says whether a line is about something in or below a directory.
+func concerns(r slog.Record, dir string) (yes bool) {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "path" || a.Key == "from" {
+			path := a.Value.String()
+			yes = yes || path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+		}
+		return true
+	})
+	return yes
+}
+
+func (h traced) tell(ctx context.Context, r slog.Record) {
 	var line bytes.Buffer
+	line.WriteString(r.Time.Format(TraceTime) + " " + r.Message + " ")
 	slog.NewTextHandler(&line, &slog.HandlerOptions{
 		Level: LevelTrace,
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -146,12 +206,8 @@ func (h traced) Handle(ctx context.Context, r slog.Record) error {
 		},
 	}).Handle(ctx, r) // a Buffer takes all
 	select {
-	case h.t.Lines <- r.Message + " " + strings.TrimSuffix(line.String(), "\n"):
+	case h.t.Lines <- strings.TrimSuffix(line.String(), "\n"):
 	default:
 		h.t.Dropped.Add(1)
 	}
-	if !h.Handler.Enabled(ctx, r.Level) {
-		return nil
-	}
-	return h.Handler.Handle(ctx, r)
 }

@@ -100,9 +100,12 @@ func TestTrace(t *testing.T) {
 		docs := func(s WatchStatus) bool { return s.Share == "docs" }
 		w.queue(encoded(t, g.itemOf(1, "anne", "docs")))
 		synctest.Wait()
-		trace, stop, err := w.d.Trace(t.Context(), docs)
+		trace, stop, err := w.d.Trace(t.Context(), "", docs)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if trace.Watches != 1 {
+			t.Errorf("%d watches at first", trace.Watches)
 		}
 		for _, i := range []genl.Item{requestItem(2, 1), g.itemOf(3, "bert", "docs"), g.itemOf(4, "bert", "music"), requestItem(5, 4)} {
 			w.queue(encoded(t, i))
@@ -114,7 +117,8 @@ func TestTrace(t *testing.T) {
 		synctest.Wait()
 		var got []string
 		for len(trace.Lines) > 0 {
-			got = append(got, <-trace.Lines)
+			line := <-trace.Lines
+			got = append(got, line[len(TraceTime)+1:])
 		}
 		want := []string{
 			"request request=2 watch=1 buffer=4096",
@@ -142,13 +146,13 @@ func TestTrace(t *testing.T) {
 		}
 
 		for range maxTracers - 1 {
-			_, stop, err := w.d.Trace(t.Context(), docs)
+			_, stop, err := w.d.Trace(t.Context(), "", docs)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer stop()
 		}
-		if _, _, err := w.d.Trace(t.Context(), docs); !errors.Is(err, ErrTracers) {
+		if _, _, err := w.d.Trace(t.Context(), "", docs); !errors.Is(err, ErrTracers) {
 			t.Errorf("one too many: %v", err)
 		}
 		stop()

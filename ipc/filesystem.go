@@ -3,12 +3,13 @@
 package ipc
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify/mounts"
 )
 
 // filesystemNames has the types of filesystem that a share is mostly on, by the
@@ -44,7 +45,7 @@ func FilesystemOf(dir *os.File) (name, device string) {
 	}
 	magic := uint32(fs.Type)
 	if name = filesystemNames[magic]; name == "" {
-		name = mountedAs(device)
+		name = mountedAs(uint64(st.Dev))
 	}
 	if name == "" {
 		name = fmt.Sprintf("%#x", magic)
@@ -52,18 +53,22 @@ func FilesystemOf(dir *os.File) (name, device string) {
 	return name, device
 }
 
-// mountedAs returns the type of the filesystem that is mounted from a device, as
-// proc_pid_mountinfo(5) has it: each program's FUSE has a name of its own there.
-// ksmbd's directories are in the mounts of process 1.
-func mountedAs(device string) string {
+// Mounts lists those that this process or process 1 sees. ksmbd's directories are in
+// the mounts of process 1.
+func Mounts() (list []mounts.Mount) {
 	for _, file := range []string{"/proc/self/mountinfo", "/proc/1/mountinfo"} {
-		text, _ := os.ReadFile(file)
-		for line := range bytes.Lines(text) {
-			mount, super, _ := strings.Cut(string(line), " - ")
-			m, s := strings.Fields(mount), strings.Fields(super)
-			if len(m) > 2 && len(s) > 0 && m[2] == device {
-				return s[0]
-			}
+		text, _ := os.ReadFile(file) // process 1 may be out of sight
+		list = append(list, mounts.Parse(text).All()...)
+	}
+	return list
+}
+
+// mountedAs returns the type of the filesystem that is mounted from a device. Each
+// program's FUSE has a name of its own there.
+func mountedAs(device uint64) string {
+	for _, m := range Mounts() {
+		if m.Device == device {
+			return m.Kind
 		}
 	}
 	return ""

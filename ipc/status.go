@@ -18,6 +18,7 @@ type Status struct {
 	Since        time.Time     `json:"since"`             // when that became so
 	Waiting      string        `json:"waiting,omitempty"` // for what, when not Serving
 	Module       string        `json:"module,omitempty"`  // the module's release
+	Policy       Policy        `json:"policy"`
 	Open         Open          `json:"open"`
 	Total        Total         `json:"total"`
 	LastOverflow *Loss         `json:"last_overflow,omitempty"`
@@ -164,6 +165,7 @@ func (d *Daemon) Status(ctx context.Context, watches bool) (s Status, err error)
 // status says what d does, in the goroutine that serves.
 func (d *Daemon) status(watches bool) Status {
 	s := d.state
+	s.Policy = d.control.policy
 	s.Total, s.LastOverflow, s.Incidents, s.Shares = d.stats.total, d.stats.loss, slices.Clone(d.stats.incidents), d.stats.list()
 	if l := d.loop; l != nil {
 		s.Open = Open{Watches: len(l.watches), Trees: l.trees, Requests: len(l.waiting), QueuedBytes: l.budget.used}

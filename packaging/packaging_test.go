@@ -5,20 +5,31 @@
 package packaging
 
 import (
+	"encoding/json"
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
 
 // What the daemon is left to do is little.
+var units = []string{"ksmbd-notifyd.service", "ksmbd-notifyd-metrics.service"}
+
 func TestUnitSecurity(t *testing.T) {
 	path, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("systemd-analyze is not installed")
 	}
-	out, err := exec.Command(path, "security", "--offline=true", "--threshold=20", "--no-pager", "ksmbd-notifyd.service").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "Overall exposure level") {
-		t.Errorf("%v: %s", err, out)
+	for _, unit := range units {
+		out, err := exec.Command(path, "security", "--offline=true", "--threshold=20", "--no-pager", unit).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "Overall exposure level") {
+			t.Errorf("%v: %s", err, out)
+		}
 	}
 }
 
@@ -29,11 +40,75 @@ func TestUnitVerify(t *testing.T) {
 	if err != nil {
 		t.Skip("systemd-analyze is not installed")
 	}
-	out, _ := exec.Command(path, "verify", "--man=no", "./ksmbd-notifyd.service").CombinedOutput()
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "ksmbd-notifyd.service") && !strings.Contains(line, "is not executable") {
-			t.Error(line)
+	for _, unit := range units {
+		out, _ := exec.Command(path, "verify", "--man=no", "./"+unit).CombinedOutput()
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, unit) && !strings.Contains(line, "is not executable") {
+				t.Error(line)
+			}
 		}
+	}
+}
+
+// Alerts come when they should, and what they and the dashboard ask for there is.
+func TestPrometheus(t *testing.T) {
+	promtool, err := exec.LookPath("../build/promtool")
+	if err != nil {
+		promtool, err = exec.LookPath("promtool")
+	}
+	if err != nil {
+		t.Skip("no promtool: make build/promtool")
+	}
+	ask := func(what, file string) {
+		t.Helper()
+		if out, err := exec.Command(promtool, what, "rules", file).CombinedOutput(); err != nil {
+			t.Errorf("promtool %s rules %s: %v: %s", what, file, err, out)
+		}
+	}
+	ask("check", "prometheus/alerts.yml")
+	ask("test", "prometheus/alerts_test.yml")
+
+	var dashboard struct {
+		Panels []struct {
+			Targets []struct{ Expr string }
+		}
+	}
+	text, err := os.ReadFile("prometheus/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	alerts, err := os.ReadFile("prometheus/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("../cmd/ksmbd-notifyd/metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, rules := string(alerts), "groups: [{name: a, rules: ["
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			asked += target.Expr + "\n"
+			rules += fmt.Sprintf("{record: 'r:%d', expr: %q}, ", len(rules), strings.ReplaceAll(target.Expr, "$instance", ".*"))
+		}
+	}
+	file := filepath.Join(t.TempDir(), "rules.yml")
+	if err := os.WriteFile(file, []byte(rules+"]}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ask("check", file)
+	names := regexp.MustCompile(`ksmbd_notifyd_([a-z_]+)`).FindAllStringSubmatch(asked, -1)
+	for _, m := range names {
+		name := strings.TrimSuffix(m[1], "_bucket")
+		if !strings.Contains(string(source), `metric("`+name+`"`) {
+			t.Errorf("there is no metric %s", name)
+		}
+	}
+	if len(names) < 15 {
+		t.Errorf("only %d metrics are asked for", len(names))
 	}
 }
 
@@ -48,5 +123,56 @@ func TestManPage(t *testing.T) {
 		if !strings.Contains(line, "referenced manual not found") && !strings.Contains(line, "mandoc.db") {
 			t.Error(line)
 		}
+	}
+}
+
+// read returns a file of the project's top.
+func read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile("../" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// What the documents and the forge's files call make for there is, and so are the
+// files that they name.
+func TestDocuments(t *testing.T) {
+	targets := strings.Fields(regexp.MustCompile(`(?m)^\.PHONY:(.*)`).FindString(read(t, "Makefile")))
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", ".github/workflows/ci.yml"} {
+		text := read(t, name)
+		for _, m := range regexp.MustCompile("(?:`|run: |^    )make ((?:[a-z-]+ ?)+)").FindAllStringSubmatch(text, -1) {
+			for _, target := range strings.Fields(m[1]) {
+				if !slices.Contains(targets, target) {
+					t.Errorf("%s: there is no make %s", name, target)
+				}
+			}
+		}
+		for _, m := range regexp.MustCompile("`((?:cmd|ipc|fanotify|genl|kernel|packaging|test|\\.ci)/[A-Za-z0-9_./-]*)`|\\]\\(([^):]+)\\)").FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join("..", m[1]+m[2])); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if !strings.Contains(read(t, "CHANGELOG.md"), "\n## Unreleased\n") {
+		t.Error("CHANGELOG.md has no place for what comes")
+	}
+	if !strings.HasPrefix(strings.TrimSpace(read(t, "LICENSE")), "GNU GENERAL PUBLIC LICENSE\n                       Version 2, June 1991") {
+		t.Error("LICENSE is another")
+	}
+}
+
+// CI builds for each series that there are patches for.
+func TestSeriesInCI(t *testing.T) {
+	dirs, err := filepath.Glob("../kernel/[0-9]*")
+	if err != nil || len(dirs) == 0 {
+		t.Fatalf("no series: %v", err)
+	}
+	for i, dir := range dirs {
+		dirs[i] = strconv.Quote(filepath.Base(dir))
+	}
+	if want := "matrix: {series: [" + strings.Join(dirs, ", ") + "]}"; !strings.Contains(read(t, ".github/workflows/ci.yml"), want) {
+		t.Errorf("no %s", want)
 	}
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +20,6 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
-	"gopkg.in/ini.v1"
 
 	"ksmbd-notifyd/fanotify"
 	"ksmbd-notifyd/ipc"
@@ -31,7 +30,11 @@ const checkUsage = `Usage: ksmbd-notifyd check [OPTION]...
 Say whether the changes in the shares of this machine will be told to clients, and
 how; and if not, what to do. The exit status is 1 if something will not work.
 
-  -C, --config=CONF     ksmbd's configuration, instead of /etc/ksmbd/ksmbd.conf
+  -C, --config=CONF     ksmbd's configuration, instead of that of the ksmbd.mountd
+                        that runs, or else /etc/ksmbd/ksmbd.conf
+      --settings=CONF   the daemon's, instead of /etc/ksmbd/ksmbd-notifyd.conf
+  -q, --quiet           leave out what is as it should be
+  -j, --json            one JSON object
   -h, --help            show this help and exit
 
 See ksmbd-notifyd(8) for more details.
@@ -43,12 +46,16 @@ const (
 	// enoughEvents is a queue of fanotify that holds what a copy of a large
 	// tree makes in the time of a few reads. It takes 16 MiB when full.
 	enoughEvents = 128 << 10
+	// reloadModule changes from one ksmbd.ko to another, in these words wherever we
+	// tell of it.
+	reloadModule = "systemctl stop ksmbd && modprobe -r ksmbd && systemctl start ksmbd"
+	installDKMS  = "install ksmbd-notify-dkms"
 )
 
 // machine is what check looks at.
 type machine struct {
 	release string // of the kernel
-	root    string // where /proc and /sys are
+	root    string // where /proc, /sys, /run, /lib/modules and /var/lib/dpkg are
 	family  func() error
 	modinfo func(args ...string) (string, error)
 	tools   func() string // the version of ksmbd-tools
@@ -59,11 +66,14 @@ type machine struct {
 // runCheck is the command "check".
 func runCheck(args []string, stdout, stderr io.Writer) int {
 	var o struct {
-		config string
-		help   bool
+		config, settings  string
+		quiet, json, help bool
 	}
 	flags := pflag.NewFlagSet("check", pflag.ContinueOnError)
-	flags.StringVarP(&o.config, "config", "C", "/etc/ksmbd/ksmbd.conf", "")
+	flags.StringVarP(&o.config, "config", "C", "", "")
+	flags.StringVar(&o.settings, "settings", settingsFile, "")
+	flags.BoolVarP(&o.quiet, "quiet", "q", false, "")
+	flags.BoolVarP(&o.json, "json", "j", false, "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")
 	err := flags.Parse(args)
 	switch {
@@ -88,7 +98,17 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		open:    fanotify.Open,
 		status:  func() ([]byte, error) { return get(runtimeDir(), "/status") },
 	}
-	if c := (checker{out: stdout}); !m.check(&c, o.config) {
+	var c checker
+	ok := m.check(&c, cmp.Or(o.config, m.mountdConfig(), "/etc/ksmbd/ksmbd.conf"), o.settings)
+	if o.json {
+		err = c.encode(stdout)
+	} else {
+		err = c.print(stdout, o.quiet)
+	}
+	if err != nil {
+		return finish(stderr, fmt.Errorf("writing: %w", err))
+	}
+	if !ok {
 		return 1
 	}
 	return 0
@@ -111,41 +131,80 @@ func toolsVersion() string {
 		path = "/usr/sbin/ksmbd.mountd"
 	}
 	out, _ := exec.Command(path, "--version").CombinedOutput()
-	_, version, _ := strings.Cut(string(out), ": ")
-	return strings.TrimSpace(version)
+	words := strings.Fields(string(out)) // ... ksmbd-tools version : 3.5.3
+	if len(words) == 0 {
+		return ""
+	}
+	return words[len(words)-1]
 }
 
-// checker prints what check finds, a line each.
-type checker struct {
-	out io.Writer
-	bad bool
+// Verdicts of a line. A note tells what works, but could better.
+const (
+	verdictOK   = "ok"
+	verdictNote = "note"
+	verdictFail = "FAIL"
+)
+
+// line is what check finds of one subject.
+type line struct {
+	Verdict string `json:"verdict"`
+	Subject string `json:"subject"`
+	Text    string `json:"text"`
 }
 
-func (c *checker) line(verdict, what, text string) {
-	fmt.Fprintf(c.out, "%-4s  %-8s  %s\n", verdict, what, text)
+// checker has what check finds.
+type checker struct{ lines []line }
+
+func (c *checker) bad() bool {
+	return slices.ContainsFunc(c.lines, func(l line) bool { return l.Verdict == verdictFail })
 }
 
-func (c *checker) ok(what, format string, args ...any) {
-	c.line("ok", what, fmt.Sprintf(format, args...))
+// print writes a line each, for people.
+func (c *checker) print(w io.Writer, quiet bool) error {
+	for _, l := range c.lines {
+		if quiet && l.Verdict == verdictOK {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%-4s  %-8s  %s\n", l.Verdict, l.Subject, l.Text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// note tells what works, but could better.
-func (c *checker) note(what, format string, args ...any) {
-	c.line("note", what, fmt.Sprintf(format, args...))
+func (c *checker) encode(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(struct {
+		OK    bool   `json:"ok"`
+		Lines []line `json:"lines"`
+	}{!c.bad(), c.lines})
 }
 
-func (c *checker) fail(what, format string, args ...any) {
-	c.bad = true
-	c.line("FAIL", what, fmt.Sprintf(format, args...))
+func (c *checker) line(verdict, subject, format string, args ...any) {
+	c.lines = append(c.lines, line{verdict, subject, fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) ok(subject, format string, args ...any) {
+	c.line(verdictOK, subject, format, args...)
+}
+func (c *checker) note(subject, format string, args ...any) {
+	c.line(verdictNote, subject, format, args...)
+}
+func (c *checker) fail(subject, format string, args ...any) {
+	c.line(verdictFail, subject, format, args...)
 }
 
 // check says whether everything will work.
-func (m *machine) check(c *checker, config string) bool {
+func (m *machine) check(c *checker, config, settings string) bool {
 	family := m.family()
 	m.checkKernel(c, family)
 	m.checkModule(c, family)
+	m.checkNextKernel(c)
 	m.checkServer(c)
-	m.checkDaemon(c)
+	r := m.checkDaemon(c)
+	policy := m.checkSettings(c, r, settings)
 	group, err := m.open(slog.New(slog.DiscardHandler))
 	if err != nil {
 		c.fail("fanotify", "%v", err)
@@ -154,8 +213,8 @@ func (m *machine) check(c *checker, config string) bool {
 	defer group.Close()
 	c.ok("fanotify", "tells the names of what changes")
 	m.checkQueue(c)
-	m.checkShares(c, group, config)
-	return !c.bad
+	m.checkShares(c, group, config, policy)
+	return !c.bad()
 }
 
 // checkKernel: what is loaded and can notify needs no look at the version.
@@ -177,52 +236,153 @@ func (m *machine) checkModule(c *checker, family error) {
 	file, err := m.modinfo("-n", "ksmbd")
 	found := err == nil
 	release, _ := m.modinfo("-F", "notify", "ksmbd")
-	_, err = os.Stat(filepath.Join(m.root, "sys/module/ksmbd"))
-	loaded := err == nil
-	const install = "install ksmbd-notify-dkms"
+	loaded := m.exists("sys/module/ksmbd")
 	switch {
 	case family == nil && release == "":
-		c.note("module", "loaded and notifies, but the next boot takes the stock one, %s: %s, or run depmod", cmp.Or(file, "if any"), install)
+		c.note("module", "loaded and notifies, but the next boot takes the stock one, %s: %s, or run depmod", cmp.Or(file, "if any"), installDKMS)
 	case family == nil:
 		c.ok("module", "loaded and notifies, release %s in %s", release, file)
 	case !errors.Is(family, ipc.ErrNoFamily):
 		c.fail("module", "%v", family)
+	case m.ownNetwork():
+		c.fail("module", "out of sight: this is a network namespace of its own, as of a container, and ksmbd's family is in the host's alone: "+
+			"run ksmbd-notifyd on the host")
 	case !found:
-		c.fail("module", "there is no ksmbd in /lib/modules/%s: %s", m.release, install)
+		c.fail("module", "there is no ksmbd in /lib/modules/%s: %s", m.release, m.howToGet())
 	case release == "":
-		c.fail("module", "%s is the stock one and cannot notify: %s", file, install)
+		c.fail("module", "%s is the stock one and cannot notify: %s", file, m.howToGet())
 	case loaded:
-		c.fail("module", "the one that is loaded cannot notify, %s can: systemctl stop ksmbd; rmmod ksmbd; systemctl start ksmbd", file)
+		c.fail("module", "the one that is loaded cannot notify, %s can: %s", file, reloadModule)
 	default:
-		c.fail("module", "%s can notify and is not loaded: systemctl start ksmbd", file)
+		hint := ""
+		if m.secureBoot() {
+			hint = "; with Secure Boot DKMS's key must be enrolled before: mokutil --import /var/lib/dkms/mok.pub, then reboot"
+		}
+		c.fail("module", "%s can notify and is not loaded: systemctl start ksmbd%s", file, hint)
 	}
 }
 
-// checkServer asks whether ksmbd.mountd has started the server.
+func (m *machine) exists(name string) bool {
+	_, err := os.Stat(filepath.Join(m.root, name))
+	return err == nil
+}
+
+// ownNetwork says whether this is another network namespace than the one where
+// ksmbd's family would be.
+func (m *machine) ownNetwork() bool {
+	mine, err := os.Readlink(filepath.Join(m.root, "proc/self/ns/net"))
+	first, firstErr := os.Readlink(filepath.Join(m.root, "proc/1/ns/net"))
+	// Process 1 may be the container's. Only a ksmbd of ours says its version.
+	return err == nil && firstErr == nil && mine != first || m.exists("sys/module/ksmbd/version")
+}
+
+// secureBoot says whether the kernel takes signed modules only.
+func (m *machine) secureBoot() bool {
+	files, _ := filepath.Glob(filepath.Join(m.root, "sys/firmware/efi/efivars/SecureBoot-*"))
+	for _, file := range files {
+		if state, err := os.ReadFile(file); err == nil && len(state) == 5 { // attributes, and a byte
+			return state[4] == 1
+		}
+	}
+	return false
+}
+
+// howToGet says what to do when this kernel has no module that notifies. There may
+// be one for another.
+func (m *machine) howToGet() string {
+	var built []string
+	for _, k := range m.kernels() {
+		if k != m.release && m.moduleOf(k) {
+			built = append(built, k)
+		}
+	}
+	switch {
+	case m.dkmsVersion() == "":
+		return installDKMS
+	case built == nil && supported(m.release):
+		return "ksmbd-notify-dkms is installed and has not built it: " + m.howToBuild(m.release)
+	case built == nil:
+		return "boot Linux " + series
+	case !supported(m.release):
+		return fmt.Sprintf("there is one that can for Linux %s: boot that", strings.Join(built, ", "))
+	}
+	return fmt.Sprintf("there is one that can for Linux %s, not for this: boot that, or %s", strings.Join(built, ", "), m.howToBuild(m.release))
+}
+
+// checkServer asks whether ksmbd.mountd has started the server, and is there.
 func (m *machine) checkServer(c *checker) {
-	// The format's version, the state, the port, ...
-	stats, _ := os.ReadFile(filepath.Join(m.root, "sys/class/ksmbd-control/stats"))
-	if f := bytes.Fields(stats); len(f) > 1 && string(f[1]) == "running" {
-		c.ok("ksmbd", "runs")
-	} else {
+	switch {
+	case serverState(m.root) != serverRuns:
 		c.fail("ksmbd", "does not run: systemctl start ksmbd")
+	case m.mountd() == nil:
+		c.fail("ksmbd", "answers, but ksmbd.mountd has died, and nobody can log in any more: systemctl restart ksmbd")
+	default:
+		c.ok("ksmbd", "runs")
 	}
 }
 
-func (m *machine) checkDaemon(c *checker) {
-	var r report
+// mountd returns the command line of the process of which ksmbd.mountd's lock file
+// has the id, nil if it does not live.
+func (m *machine) mountd() []string {
+	lock, err := os.ReadFile(filepath.Join(m.root, "run/ksmbd.lock"))
+	pid, idErr := strconv.Atoi(strings.TrimSpace(string(lock)))
+	if err != nil || idErr != nil {
+		return nil
+	}
+	text, err := os.ReadFile(filepath.Join(m.root, "proc", strconv.Itoa(pid), "cmdline"))
+	args := strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
+	if err != nil || !strings.Contains(args[0], "ksmbd") {
+		return nil
+	}
+	return args
+}
+
+// mountdConfig returns the configuration that a ksmbd.mountd was started with, ""
+// for its own or if there is none.
+func (m *machine) mountdConfig() (config string) {
+	flags := pflag.NewFlagSet("ksmbd.mountd", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	flags.StringVarP(&config, "config", "C", "", "") // of 3.5
+	old := flags.StringP("old-config", "c", "", "")
+	if args := m.mountd(); args != nil {
+		flags.Parse(args[1:]) // as far as it goes
+	}
+	return cmp.Or(config, *old)
+}
+
+// checkDaemon returns what the daemon says of itself, nil if it says nothing.
+func (m *machine) checkDaemon(c *checker) *report {
+	r := new(report)
 	answer, err := m.status()
 	if err == nil {
-		err = json.Unmarshal(answer, &r)
+		err = json.Unmarshal(answer, r)
 	}
 	switch {
 	case err != nil:
 		c.fail("daemon", "%v", err)
+		return nil
 	case !r.Serving:
 		c.fail("daemon", "waits, see module: %s", r.Waiting)
+	case r.Server != serverRuns:
+		c.ok("daemon", "is ready to serve ksmbd")
 	default:
 		c.ok("daemon", "serves ksmbd, %d watches are open", r.Open.Watches)
 	}
+	return r
+}
+
+// checkSettings reads the daemon's settings as it does when it is reloaded.
+func (m *machine) checkSettings(c *checker, r *report, file string) ipc.Policy {
+	s, err := readSettings(file)
+	switch words := s.policy.String(); {
+	case err != nil:
+		c.fail("settings", "%v: a daemon that starts with them ends", err)
+	case r != nil && (r.Policy.Off != s.policy.Off || r.Policy.UserWatches != s.policy.UserWatches || !maps.Equal(r.Policy.Shares, s.policy.Shares)):
+		c.note("settings", "%s has changed since the daemon read it: systemctl reload ksmbd-notifyd", file)
+	case words != "":
+		c.ok("settings", "%s: %s", file, words)
+	}
+	return s.policy
 }
 
 // checkQueue: a queue that is too short loses nothing in silence, but clients
@@ -243,40 +403,74 @@ func (m *machine) checkQueue(c *checker) {
 }
 
 // checkShares tries to watch each share as the daemon would.
-func (m *machine) checkShares(c *checker, group *fanotify.Group, config string) {
-	shares, err := readShares(config)
+func (m *machine) checkShares(c *checker, group *fanotify.Group, config string, policy ipc.Policy) {
+	tools := m.tools()
+	file, err := readConf(config, parseTools(tools))
 	if err != nil {
-		c.fail("shares", "%v", err)
-	} else if len(shares) == 0 {
+		c.fail("shares", "%v: ksmbd.mountd does not start with it", err)
+		return
+	}
+	if file.cut {
+		c.note("shares", "the last line of %s has no end, and ksmbd-tools %s ignore its last character: end it", config, tools)
+	}
+	shares := readShares(file)
+	if len(shares) == 0 {
 		c.note("shares", "%s has none: ksmbd.addshare", config)
 	}
 	for _, s := range shares {
 		how, err := "", fmt.Errorf("has no path in %s", config)
-		if s.path != "" {
-			how, err = tryShare(group, s.path)
+		note := false
+		switch {
+		case s.path == "":
+		case len(s.others) > 0:
+			err = fmt.Errorf("has several paths, %s and %s, and ksmbd-tools %s take any of them: leave one", printable(s.path), printable(s.others[0]), tools)
+		case s.path[0] != '/':
+			err = fmt.Errorf("%s does not begin with /, and ksmbd finds it nowhere: give the whole path", printable(s.path))
+		case symlinkIn(s.path) != "":
+			err = fmt.Errorf("%s is a symbolic link, which ksmbd does not follow: give the share the path that it leads to", printable(symlinkIn(s.path)))
+		default:
+			how, note, err = tryShare(group, s.path)
 		}
-		if err == nil && mountsHidden(m.tools()) && isMountPoint(s.path) {
+		if err == nil && mountsHidden(tools) && isMountPoint(s.path) {
 			err = fmt.Errorf("%s is a mount point, and ksmbd-tools %s serve the directory under it: share a directory in it",
-				printable(s.path), m.tools())
+				printable(s.path), tools)
 		}
-		if err != nil {
+		switch {
+		case err != nil:
 			c.fail("share", "%s: %v", printable(s.name), err)
-		} else {
+		case !policy.Tells(s.name):
+			c.note("share", "%s: %s: change notify is off, and no changes are told", printable(s.name), printable(s.path))
+		case note:
+			c.note("share", "%s: %s", printable(s.name), how)
+		default:
 			c.ok("share", "%s: %s", printable(s.name), how)
 		}
 	}
+	for name := range policy.Shares {
+		if !slices.ContainsFunc(shares, func(s share) bool { return strings.EqualFold(s.name, name) }) {
+			c.note("settings", "there is no share %s in %s to which settings could apply", printable(name), config)
+		}
+	}
+}
+
+// symlinkIn returns the first symbolic link on the way that a path leads, "" for
+// none. ksmbd looks the path up with LOOKUP_NO_SYMLINKS.
+func symlinkIn(path string) string {
+	for i := 1; i <= len(path); i++ {
+		if i < len(path) && path[i] != '/' {
+			continue
+		}
+		if st, err := os.Lstat(path[:i]); err == nil && st.Mode()&fs.ModeSymlink != 0 {
+			return path[:i]
+		}
+	}
+	return ""
 }
 
 // mountsHidden says whether ksmbd-tools of that version have ksmbd stay on the
 // filesystem that a share's path leads to, without what is mounted on it:
 // before 3.4.9 all shares were so.
-func mountsHidden(version string) bool {
-	var n [3]int
-	if _, err := fmt.Sscanf(version, "%d.%d.%d", &n[0], &n[1], &n[2]); err != nil {
-		return false // 3.5 and such, or unknown
-	}
-	return slices.Compare(n[:], []int{3, 4, 9}) < 0
-}
+func mountsHidden(version string) bool { return parseTools(version).before(3, 4, 9) }
 
 func isMountPoint(path string) bool {
 	var st unix.Statx_t
@@ -285,8 +479,8 @@ func isMountPoint(path string) bool {
 }
 
 // tryShare says how a directory can be watched, or why what changes in and
-// below it cannot be told.
-func tryShare(group *fanotify.Group, path string) (how string, err error) {
+// below it cannot be told. Not all of it may be, which is worth a note.
+func tryShare(group *fanotify.Group, path string) (how string, note bool, err error) {
 	watch := func(tree bool) (w *fanotify.Watch, kind string, err error) {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -301,10 +495,16 @@ func tryShare(group *fanotify.Group, path string) (how string, err error) {
 	w, kind, err := watch(true)
 	if err == nil {
 		defer w.Close()
-		return fmt.Sprintf("%s, %s: all changes are told, by a %s", where, kind, w.Strategy()), nil
+		if ipc.MountOnly(kind) {
+			return fmt.Sprintf("%s, %s: only what goes through this mount is told, by %s; what changes otherwise in what it shows is not", where, kind, article(w.Strategy())), true, nil
+		}
+		if below := mountOnlyBelow(path); below != "" {
+			return fmt.Sprintf("%s, %s: all changes are told, by %s, but of %s only what goes through that mount", where, kind, article(w.Strategy()), below), true, nil
+		}
+		return fmt.Sprintf("%s, %s: all changes are told, by %s", where, kind, article(w.Strategy())), false, nil
 	}
 	if kind == "" {
-		return "", fmt.Errorf("%s: %w: make the directory, or correct the share's path", where, err)
+		return "", false, fmt.Errorf("%s: %w: make the directory, or correct the share's path", where, err)
 	}
 	told := "changes right in a watched directory are told, but not below it"
 	if w, _, err := watch(false); err == nil {
@@ -312,48 +512,24 @@ func tryShare(group *fanotify.Group, path string) (how string, err error) {
 	} else {
 		told = "no changes are told"
 	}
-	return "", fmt.Errorf("%s, %s: %s: %w: move the share to ext4, xfs or btrfs", where, kind, told, err)
+	return "", false, fmt.Errorf("%s, %s: %s: %w: move the share to ext4, xfs or btrfs", where, kind, told, err)
 }
 
-// share is a section of ksmbd.conf(5).
-type share struct{ name, path string }
+// article puts one before the name of a strategy, unless it is of many.
+func article(strategy string) string {
+	if strings.HasSuffix(strategy, "s") {
+		return strategy
+	}
+	return "a " + strategy
+}
 
-// readShares reads them as ksmbd.mountd does: the first value counts, and what
-// a share does not say, [global] does.
-func readShares(config string) ([]share, error) {
-	file, err := ini.LoadSources(ini.LoadOptions{
-		InsensitiveKeys: true, AllowShadows: true, IgnoreContinuation: true, AllowBooleanKeys: true,
-		PreserveSurroundedQuote: true, KeyValueDelimiters: "=",
-	}, config)
-	if err != nil {
-		if path := (*fs.PathError)(nil); errors.As(err, &path) {
-			err = path.Err
-		}
-		return nil, fmt.Errorf("reading %s: %w", config, err)
-	}
-	value := func(s *ini.Section, key string) string {
-		if s == nil || !s.HasKey(key) {
-			return ""
-		}
-		return append(s.Key(key).ValueWithShadows(), "")[0] // without empty ones
-	}
-	var global *ini.Section
-	for _, s := range file.Sections() {
-		if strings.EqualFold(s.Name(), "global") {
-			global = s
+// mountOnlyBelow names a mount below a directory that may change otherwise than
+// through itself, with its type.
+func mountOnlyBelow(dir string) string {
+	for _, m := range ipc.Mounts() {
+		if ipc.MountOnly(m.Kind) && within(m.Point, dir) && m.Point != dir {
+			return fmt.Sprintf("%s, %s,", printable(m.Point), m.Kind)
 		}
 	}
-	var shares []share
-	for _, s := range file.Sections() {
-		switch strings.ToLower(s.Name()) {
-		case "global", "ipc$", strings.ToLower(ini.DefaultSection):
-			continue
-		}
-		path := cmp.Or(value(s, "path"), value(global, "path"))
-		if path != "" {
-			path = filepath.Join("/", value(global, "root directory"), path)
-		}
-		shares = append(shares, share{s.Name(), path})
-	}
-	return shares, nil
+	return ""
 }

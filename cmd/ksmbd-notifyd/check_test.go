@@ -6,10 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -22,28 +28,30 @@ import (
 // goodMachine is one on which everything works, but for its shares.
 type goodMachine struct {
 	machine
-	t       *testing.T
-	config  string
-	file    string // that modinfo finds, if any
-	release string // that the file says
+	t        *testing.T
+	config   string
+	settings string
+	file     string // that modinfo finds, if any
+	release  string // that the file says
+	report   report // what the daemon says
 }
 
 func newMachine(t *testing.T) *goodMachine {
 	needRoot(t)
 	g := &goodMachine{t: t, file: "/lib/modules/6.12.1/updates/ksmbd.ko", release: "1.0"}
-	serving, err := json.Marshal(report{Status: ipc.Status{Serving: true, Open: ipc.Open{Watches: 3}}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	g.report = report{Server: serverRuns, Status: ipc.Status{Serving: true, Open: ipc.Open{Watches: 3}}}
 	g.machine = machine{
 		release: "6.12.1-amd64",
 		root:    t.TempDir(),
 		family:  func() error { return nil },
 		tools:   func() string { return "3.4.9" },
 		open:    fanotify.Open,
-		status:  func() ([]byte, error) { return serving, nil },
+		status:  func() ([]byte, error) { return json.Marshal(g.report) },
 		modinfo: func(args ...string) (string, error) {
 			switch {
+			case len(args) == 3 && strings.Contains(args[2], "/"): // a file, which has only that
+				text, err := os.ReadFile(args[2])
+				return string(text), err
 			case g.file == "":
 				return "", errors.New("exit status 1")
 			case slices.Equal(args, []string{"-n", "ksmbd"}):
@@ -58,6 +66,11 @@ func newMachine(t *testing.T) *goodMachine {
 	g.write("sys/module/ksmbd/refcnt", "1\n")
 	g.write("sys/class/ksmbd-control/stats", "2 running 445 1\n")
 	g.write("proc/sys/fs/fanotify/max_queued_events", "131072\n")
+	g.write("run/ksmbd.lock", "123\n")
+	g.write("proc/123/cmdline", "ksmbd.mountd\x00")
+	g.link("net:[1]", "proc/self/ns/net")
+	g.link("net:[1]", "proc/1/ns/net")
+	g.settings = filepath.Join(g.root, "ksmbd-notifyd.conf")
 	g.config = g.write("ksmbd.conf", "[global]\n[Docs]\n\tpath = "+tmpfs(t)+"\n")
 	return g
 }
@@ -74,6 +87,18 @@ func (g *goodMachine) write(name, text string) (path string) {
 	return path
 }
 
+func (g *goodMachine) link(target, name string) {
+	g.t.Helper()
+	path := filepath.Join(g.root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		g.t.Fatal(err)
+	}
+	os.Remove(path)
+	if err := os.Symlink(target, path); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
 func (g *goodMachine) remove(name string) {
 	g.t.Helper()
 	if err := os.RemoveAll(filepath.Join(g.root, name)); err != nil {
@@ -84,7 +109,11 @@ func (g *goodMachine) remove(name string) {
 // checked returns what check says, and whether all is well.
 func (g *goodMachine) checked() (string, bool) {
 	var b strings.Builder
-	ok := g.check(&checker{out: &b}, g.config)
+	var c checker
+	ok := g.check(&c, g.config, g.settings)
+	if err := c.print(&b, false); err != nil {
+		g.t.Error(err)
+	}
 	return b.String(), ok
 }
 
@@ -111,6 +140,15 @@ ok    share     Docs: ` + path + ", " + kind + `: all changes are told, by a fil
 // so if it will not work.
 func TestCheckMistakes(t *testing.T) {
 	noFamily := func() error { return ipc.ErrNoFamily }
+	// A kernel that is installed, and what there is of it.
+	kernel := func(g *goodMachine, release string, more ...string) {
+		g.write("lib/modules/"+release+"/kernel/fs/ext4.ko", "")
+		g.write("usr/src/ksmbd-notify-1.0/dkms.conf", "")
+		for _, name := range more {
+			g.write(name, "1.0")
+		}
+	}
+	var all []string // lines
 	for _, test := range []struct {
 		name string
 		make func(*goodMachine)
@@ -123,12 +161,65 @@ func TestCheckMistakes(t *testing.T) {
 			"FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko is the stock one and cannot notify: install ksmbd-notify-dkms", false},
 		{"stock module in memory", func(g *goodMachine) { g.family = noFamily },
 			"FAIL  module    the one that is loaded cannot notify, /lib/modules/6.12.1/updates/ksmbd.ko can: " +
-				"systemctl stop ksmbd; rmmod ksmbd; systemctl start ksmbd", false},
+				"systemctl stop ksmbd && modprobe -r ksmbd && systemctl start ksmbd", false},
 		{"module not loaded", func(g *goodMachine) { g.family = noFamily; g.remove("sys/module") },
 			"FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko can notify and is not loaded: systemctl start ksmbd", false},
 		{"stock module at the next boot", func(g *goodMachine) { g.release = "" },
 			"note  module    loaded and notifies, but the next boot takes the stock one, /lib/modules/6.12.1/updates/ksmbd.ko: " +
 				"install ksmbd-notify-dkms, or run depmod", true},
+		{"a module for another kernel", func(g *goodMachine) {
+			g.family, g.release = noFamily, ""
+			kernel(g, "6.12.0-amd64", "lib/modules/6.12.0-amd64/updates/dkms/ksmbd.ko")
+		}, "FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko is the stock one and cannot notify: there is one that can for Linux 6.12.0-amd64, " +
+			"not for this: boot that, or install linux-headers-6.12.1-amd64", false},
+		{"a module for another kernel, no source", func(g *goodMachine) {
+			g.family, g.file = noFamily, ""
+			kernel(g, "6.12.0-amd64", "lib/modules/6.12.0-amd64/updates/ksmbd.ko", "lib/modules/6.12.1-amd64/build/include/x")
+		}, "FAIL  module    there is no ksmbd in /lib/modules/6.12.1-amd64: there is one that can for Linux 6.12.0-amd64, " +
+			"not for this: boot that, or install linux-source-6.12", false},
+		{"a module for another kernel, all that it takes", func(g *goodMachine) {
+			g.family, g.file = noFamily, ""
+			kernel(g, "6.12.0-amd64", "lib/modules/6.12.0-amd64/updates/ksmbd.ko", "lib/modules/6.12.1-amd64/build/include/x", "usr/src/linux-source-6.12.tar.xz")
+		}, "FAIL  module    there is no ksmbd in /lib/modules/6.12.1-amd64: there is one that can for Linux 6.12.0-amd64, " +
+			"not for this: boot that, or dkms install ksmbd-notify/1.0 -k 6.12.1-amd64", false},
+		{"a module for another kernel, of no series", func(g *goodMachine) {
+			g.family, g.file, g.machine.release = noFamily, "", "9.1.0-amd64"
+			kernel(g, "6.12.0-amd64", "lib/modules/6.12.0-amd64/updates/ksmbd.ko")
+		}, "FAIL  module    there is no ksmbd in /lib/modules/9.1.0-amd64: there is one that can for Linux 6.12.0-amd64: boot that\n", false},
+		{"DKMS without headers", func(g *goodMachine) { g.family, g.file = noFamily, ""; kernel(g, "6.12.1-amd64") },
+			"FAIL  module    there is no ksmbd in /lib/modules/6.12.1-amd64: ksmbd-notify-dkms is installed and has not built it: " +
+				"install linux-headers-6.12.1-amd64\n", false},
+		{"DKMS with a kernel of no series", func(g *goodMachine) {
+			g.family, g.release, g.machine.release = noFamily, "", "9.1.0-amd64"
+			kernel(g, "9.1.0-amd64")
+		}, "FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko is the stock one and cannot notify: boot Linux " + series + "\n", false},
+		{"Secure Boot", func(g *goodMachine) {
+			g.family = noFamily
+			g.remove("sys/module")
+			g.write("sys/firmware/efi/efivars/SecureBoot-8be4df61", "\x06\x00\x00\x00\x01")
+		}, "FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko can notify and is not loaded: systemctl start ksmbd; " +
+			"with Secure Boot DKMS's key must be enrolled before: mokutil --import /var/lib/dkms/mok.pub, then reboot\n", false},
+		{"another network namespace", func(g *goodMachine) { g.family = noFamily; g.link("net:[2]", "proc/self/ns/net") },
+			"FAIL  module    out of sight: this is a network namespace of its own, as of a container, and ksmbd's family is in the host's alone: " +
+				"run ksmbd-notifyd on the host", false},
+		{"container", func(g *goodMachine) { g.family = noFamily; g.write("sys/module/ksmbd/version", "1.0\n") },
+			"FAIL  module    out of sight: ", false},
+		{"next kernel has it", func(g *goodMachine) {
+			kernel(g, "6.12.9-amd64", "lib/modules/6.12.9-amd64/updates/dkms/ksmbd.ko.xz")
+		}, "ok    module    ", true},
+		{"an older kernel without it", func(g *goodMachine) { kernel(g, "6.12.1-amd64"); kernel(g, "6.1.0-1-amd64") }, "ok    module    ", true},
+		{"next kernel without headers", func(g *goodMachine) { kernel(g, "6.12.9-amd64"); kernel(g, "6.12.10-amd64") },
+			"note  next      Linux 6.12.10-amd64 is installed too and has no module yet: after the next boot nothing is told: " +
+				"install linux-headers-6.12.10-amd64", true},
+		{"next kernel of no series", func(g *goodMachine) { kernel(g, "9.1.0-amd64") },
+			"note  next      Linux 9.1.0-amd64 is installed too, and there is no module for it: after the next boot nothing is told; boot Linux " + series, true},
+		{"kernels come without headers", func(g *goodMachine) {
+			kernel(g, "6.12.1-amd64")
+			g.write("var/lib/dpkg/status", "Package: linux-image-amd64\nStatus: install ok installed\n\nPackage: linux-headers-6.12.1-amd64\n"+
+				"Status: install ok installed\n\nPackage: linux-image-6.12.1-amd64\nStatus: install ok installed\n\n"+
+				"Package: linux-image-cloud-amd64\nStatus: install ok installed\n\nPackage: linux-headers-cloud-amd64\nStatus: install ok installed\n\n"+
+				"Package: linux-image-6.1-amd64\nStatus: deinstall ok config-files\n")
+		}, "note  next      linux-image-amd64 brings kernels without the headers that the module is built with: apt install linux-headers-amd64\n", true},
 		{"no netlink", func(g *goodMachine) { g.family = func() error { return unix.EPROTONOSUPPORT } },
 			"FAIL  module    protocol not supported", false},
 		{"Linux 6.1", func(g *goodMachine) { g.family, g.machine.release = noFamily, "6.1.0-30-amd64" },
@@ -139,13 +230,34 @@ func TestCheckMistakes(t *testing.T) {
 			"FAIL  ksmbd     does not run: systemctl start ksmbd", false},
 		{"ksmbd not loaded", func(g *goodMachine) { g.remove("sys") },
 			"FAIL  ksmbd     does not run: systemctl start ksmbd", false},
+		{"mountd died", func(g *goodMachine) { g.remove("proc/123") },
+			"FAIL  ksmbd     answers, but ksmbd.mountd has died, and nobody can log in any more: systemctl restart ksmbd", false},
+		{"mountd ended", func(g *goodMachine) { g.remove("run") }, "FAIL  ksmbd     answers, but ksmbd.mountd has died", false},
+		{"another has mountd's id", func(g *goodMachine) { g.write("proc/123/cmdline", "bash\x00") }, "FAIL  ksmbd     answers, but ksmbd.mountd has died", false},
+		{"daemon of a ksmbd that stopped", func(g *goodMachine) { g.report.Server = "shutdown" }, "ok    daemon    is ready to serve ksmbd\n", true},
+		{"settings", func(g *goodMachine) {
+			g.write("ksmbd-notifyd.conf", "[global]\nmax watches per user = 7\n")
+			g.report.Policy.UserWatches = 7
+		}, "ok    settings  ROOT/ksmbd-notifyd.conf: a user may have 7 watches\n", true},
+		{"settings that the daemon does not have", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax watches per user = 7\n") },
+			"note  settings  ROOT/ksmbd-notifyd.conf has changed since the daemon read it: systemctl reload ksmbd-notifyd\n", true},
+		{"bad settings", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax watches = 7\n") },
+			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] max watches = 7: there is no such setting: a daemon that starts with them ends\n", false},
+		{"settings of no share", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[Photos]\nchange notify = no\n") },
+			"note  settings  there is no share photos in ROOT/ksmbd.conf to which settings could apply\n", true},
+		{"share that is off", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[docs]\nchange notify = no\n") },
+			"note  share     Docs: /dev/shm/", true},
+		{"share that is off, in full", func(g *goodMachine) {
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n")
+			g.write("ksmbd-notifyd.conf", "[global]\nchange notify = no\n")
+		}, "note  share     Docs: /dev/shm: change notify is off, and no changes are told\n", true},
 		{"no daemon", func(g *goodMachine) {
 			dir := g.t.TempDir()
 			g.status = func() ([]byte, error) { return get(dir, "/status") }
 		},
 			"FAIL  daemon    the daemon does not run: systemctl enable --now ksmbd-notifyd", false},
 		{"daemon waits", func(g *goodMachine) {
-			g.status = func() ([]byte, error) { return []byte(`{"waiting":"something"}`), nil }
+			g.report = report{Status: ipc.Status{Waiting: "something"}}
 		},
 			"FAIL  daemon    waits, see module: something", false},
 		{"old fanotify", func(g *goodMachine) {
@@ -154,7 +266,7 @@ func TestCheckMistakes(t *testing.T) {
 		{"queue limit too low", func(g *goodMachine) { g.write("proc/sys/fs/fanotify/max_queued_events", "16384\n") },
 			"note  queue     fs.fanotify.max_queued_events is 16384, and clients list directories anew after more changes at once: " +
 				"sysctl -w fs.fanotify.max_queued_events=131072", true},
-		{"no queue limit", func(g *goodMachine) { g.remove("proc") }, "FAIL  queue     reading fs.fanotify.max_queued_events: ", false},
+		{"no queue limit", func(g *goodMachine) { g.remove("proc/sys") }, "FAIL  queue     reading fs.fanotify.max_queued_events: ", false},
 		{"no configuration", func(g *goodMachine) { g.config = "/nowhere" },
 			"FAIL  shares    reading /nowhere: no such file or directory", false},
 		{"bad configuration", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs\n") }, "FAIL  shares    reading ", false},
@@ -162,6 +274,32 @@ func TestCheckMistakes(t *testing.T) {
 		{"no path", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\n") }, "FAIL  share     Docs: has no path in ", false},
 		{"no directory", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /nowhere/\n") },
 			"FAIL  share     Docs: /nowhere: no such file or directory: make the directory, or correct the share's path", false},
+		{"symbolic link", func(g *goodMachine) {
+			g.link("/dev/shm", "link")
+			g.write("ksmbd.conf", "[Docs]\npath = "+g.root+"/link/\n")
+		}, "FAIL  share     Docs: ROOT/link is a symbolic link, which ksmbd does not follow: give the share the path that it leads to\n", false},
+		{"symbolic link on the way", func(g *goodMachine) {
+			g.link("/dev", "link")
+			g.write("ksmbd.conf", "[Docs]\npath = "+g.root+"/link/shm\n")
+		}, "FAIL  share     Docs: ROOT/link is a symbolic link, which ksmbd does not follow: give the share the path that it leads to\n", false},
+		{"relative path", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = dev/shm\n") },
+			"FAIL  share     Docs: dev/shm does not begin with /, and ksmbd finds it nowhere: give the whole path\n", false},
+		{"several paths", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev\nPATH = /dev/shm\n") },
+			"FAIL  share     Docs: has several paths, /dev and /dev/shm, and ksmbd-tools 3.4.9 take any of them: leave one\n", false},
+		{"comment behind a path, old ksmbd-tools", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm ; mine\n") },
+			"FAIL  share     Docs: /dev/shm ; mine: no such file or directory: ", false},
+		{"no end of the last line", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm/") },
+			"note  shares    the last line of ROOT/ksmbd.conf has no end, and ksmbd-tools 3.4.9 ignore its last character: end it\n", true},
+		{"overlay", func(g *goodMachine) {
+			dir := g.mount("overlay", "overlay", "lowerdir=LOWER,upperdir=UPPER,workdir=WORK")
+			g.write("ksmbd.conf", "[Docs]\npath = "+dir+"\n")
+		}, "note  share     Docs: ROOT/overlay, overlay: only what goes through this mount is told, by ", true},
+		{"overlay below", func(g *goodMachine) {
+			g.mount("share", "tmpfs", "")
+			g.mount("share/overlay", "overlay", "lowerdir=LOWER,upperdir=UPPER,workdir=WORK")
+			g.write("ksmbd.conf", "[Docs]\npath = "+g.root+"/share\n")
+		}, "note  share     Docs: ROOT/share, tmpfs: all changes are told, by a filesystem mark, but of ROOT/share/overlay, overlay, " +
+			"only what goes through that mount\n", true},
 		{"mount point, old ksmbd-tools", func(g *goodMachine) {
 			g.tools = func() string { return "3.4.7" }
 			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n")
@@ -175,44 +313,145 @@ func TestCheckMistakes(t *testing.T) {
 			g := newMachine(t)
 			test.make(g)
 			got, ok := g.checked()
-			lines := slices.Collect(strings.Lines(got))
+			lines := slices.Collect(strings.Lines(strings.ReplaceAll(got, g.root, "ROOT")))
+			all = append(all, slices.Collect(strings.Lines(got))...)
 			n := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, test.want) })
 			if n < 0 || ok != test.ok {
 				t.Errorf("%v, got\n%swant %s", ok, got, test.want)
 			}
 		})
 	}
-}
-
-// The configuration is read as ksmbd.mountd reads it.
-func TestReadShares(t *testing.T) {
-	for _, test := range []struct {
-		config string
-		want   []share
-	}{
-		{"; nothing\n", nil},
-		{"[global]\n\tread only = ; yes\n\tpath = \n[a]\n\tcomment = it's \"so\"\n\tpath = /a b # here\n", []share{{"a", "/a b"}}},
-		{"[A]\nPATH=/first\npath=/second\n[GLOBAL]\npath = /all\n[b]\n[ipc$]\npath=/x\n", []share{{"A", "/first"}, {"b", "/all"}}},
-		{"[global]\nroot directory = /root\n[a]\npath = /a\n", []share{{"a", "/root/a"}}},
-		{"[a]\npath = /%(b)s\\\n\tb = c\n", []share{{"a", `/%(b)s\`}}},
-		{"[a]\npath = /x\n[a]\npath = /y\n", []share{{"a", "/x"}}},
-	} {
-		name := filepath.Join(t.TempDir(), "conf")
-		if err := os.WriteFile(name, []byte(test.config), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := readShares(name); err != nil || !slices.Equal(got, test.want) {
-			t.Errorf("%q: got %q, %v, want %q", test.config, got, err, test.want)
+	for _, l := range printed(t) {
+		if !slices.ContainsFunc(all, l.MatchString) {
+			t.Errorf("no test has the line %s", l)
 		}
 	}
 }
 
-func TestMountsHidden(t *testing.T) {
-	for version, want := range map[string]bool{
-		"3.4.7": true, "3.3.12": true, "3.4.8": true, "2.9.9": true, "3.4.9": false, "3.4.10": false, "3.5.0": false, "3.5": false, "": false,
+// mount mounts a filesystem in the machine's root; LOWER, UPPER and WORK are
+// directories of a tmpfs.
+func (g *goodMachine) mount(name, kind, options string) (dir string) {
+	g.t.Helper()
+	under := tmpfs(g.t)
+	for _, d := range []string{"lower", "upper", "work"} {
+		if err := os.Mkdir(filepath.Join(under, d), 0o700); err != nil {
+			g.t.Fatal(err)
+		}
+		options = strings.ReplaceAll(options, strings.ToUpper(d), filepath.Join(under, d))
+	}
+	dir = filepath.Join(g.root, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := unix.Mount(kind, dir, kind, 0, options); err != nil {
+		g.t.Fatalf("mounting %s: %v", kind, err)
+	}
+	g.t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// printed returns a pattern for each line that check has words for, and for each
+// reason of its own that it has.
+func printed(t *testing.T) (lines []*regexp.Regexp) {
+	t.Helper()
+	var text func(e ast.Expr) (string, bool)
+	text = func(e ast.Expr) (string, bool) {
+		switch e := e.(type) {
+		case *ast.BasicLit:
+			s, err := strconv.Unquote(e.Value)
+			return s, err == nil && e.Kind == token.STRING
+		case *ast.BinaryExpr:
+			x, xok := text(e.X)
+			y, yok := text(e.Y)
+			return x + y, xok && yok
+		}
+		return "", false
+	}
+	verdicts := map[string]string{"ok": "ok", "note": "note", "fail": "FAIL"}
+	for _, name := range []string{"check.go", "nextkernel.go"} {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) == 0 {
+				return true
+			}
+			f, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			verdict, isLine := verdicts[f.Sel.Name]
+			format, subject := call.Args[0], ""
+			if isLine && len(call.Args) > 1 {
+				subject, _ = text(call.Args[0])
+				format = call.Args[1]
+			}
+			words, ok := text(format)
+			if !ok || !isLine && f.Sel.Name != "Errorf" || strings.HasPrefix(words, "unexpected argument") || strings.HasPrefix(words, "writing:") {
+				return true
+			}
+			pattern := regexp.MustCompile(`%[a-z]`).ReplaceAllString(regexp.QuoteMeta(words), ".*")
+			if isLine {
+				pattern = fmt.Sprintf("^%-4s  %-8s  %s", verdict, subject, pattern)
+			}
+			lines = append(lines, regexp.MustCompile(pattern))
+			return true
+		})
+	}
+	if len(lines) < 40 {
+		t.Errorf("only %d lines were found", len(lines))
+	}
+	return lines
+}
+
+// ksmbd.mountd may have been started with another configuration.
+func TestMountdConfig(t *testing.T) {
+	for args, want := range map[string]string{
+		"ksmbd.mountd": "", "/usr/sbin/ksmbd.mountd -n": "", "ksmbd.mountd -n -C /x -P /y": "/x", "ksmbd.mountd -c /x -u /y": "/x",
+		"ksmbd.mountd --pwddb=/y --config=/x": "/x", "ksmbd.mountd -p 445 -C/x": "/x", "bash -C /x": "",
 	} {
-		if got := mountsHidden(version); got != want {
-			t.Errorf("%q: %v", version, got)
+		g := newMachine(t)
+		g.write("proc/123/cmdline", strings.ReplaceAll(args, " ", "\x00")+"\x00")
+		if got := g.mountdConfig(); got != want {
+			t.Errorf("%s: %q", args, got)
+		}
+	}
+}
+
+func TestCheckOutput(t *testing.T) {
+	var c checker
+	c.ok("kernel", "6.12")
+	c.note("queue", "short & <small>")
+	var quiet, object strings.Builder
+	if err := c.print(&quiet, true); err != nil || quiet.String() != "note  queue     short & <small>\n" {
+		t.Errorf("quiet: %v, %q", err, &quiet)
+	}
+	c.fail("share", "Docs: gone")
+	err := c.encode(&object)
+	var got any
+	err = errors.Join(err, json.Unmarshal([]byte(object.String()), &got))
+	line := func(verdict, subject, text string) any {
+		return map[string]any{"verdict": verdict, "subject": subject, "text": text}
+	}
+	want := map[string]any{"ok": false, "lines": []any{line("ok", "kernel", "6.12"), line("note", "queue", "short & <small>"), line("FAIL", "share", "Docs: gone")}}
+	if err != nil || !reflect.DeepEqual(got, want) || !strings.Contains(object.String(), "short & <small>") {
+		t.Errorf("%v, %s", err, &object)
+	}
+}
+
+// Whoever is told how to change to another module is told the same.
+func TestReloadModule(t *testing.T) {
+	for name, word := range map[string]string{
+		"../../README.md": reloadModule, "../../packaging/deb/dkms.postinst": reloadModule, "../../packaging/rpm/dkms.post": reloadModule,
+	} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "modprobe -r ksmbd") && !strings.Contains(string(text), word) || strings.Contains(string(text), "rmmod ksmbd") {
+			t.Errorf("%s tells otherwise than %s", name, word)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // usages are by command, and "" is for the daemon.
-var usages = map[string]string{"": daemonUsage, "status": statusUsage, "check": checkUsage, "watch": watchUsage}
+var usages = map[string]string{"": daemonUsage, "status": statusUsage, "check": checkUsage, "watch": watchUsage, "trace": traceUsage, "metrics": metricsUsage}
 
 var usageOption = regexp.MustCompile(`(?m)^  (?:(-\w),|   ) (--[a-z]+)`)
 
@@ -58,12 +58,17 @@ func TestCompletionBash(t *testing.T) {
 		}
 	}
 	for _, test := range []struct{ words, want string }{
-		{"", "check status watch"},
+		{"", "check metrics status trace watch"},
 		{"-v st", "status"},
 		{"watch -f dir", "dir-name"},
 		{"watch --filter ea,stream-s", "ea,stream-size"},
 		{"watch /de", "/dev"},
 		{"check -C /proc/versio", "/proc/version"},
+		{"check --config = /proc/versio", "/proc/version"}, // as readline parts --config=
+		{"--settings = /proc/versio", "/proc/version"},
+		{"check --settings /proc/versio", "/proc/version"},
+		{"watch --filter = ea,stream-s", "ea,stream-size"},
+		{"trace /de", "/dev"},
 	} {
 		if got := strings.Join(complete(strings.Split(test.words, " ")...), " "); got != test.want {
 			t.Errorf("%q: got %q, want %q", test.words, got, test.want)

@@ -128,32 +128,37 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// One that was started with -v has it whatever comes.
-func TestTurn(t *testing.T) {
-	level := new(slog.LevelVar)
-	level.Set(slog.LevelDebug)
-	stderr := newOutput()
-	hangup := make(chan os.Signal)
-	go turn(t.Context(), hangup, newLogger(stderr, level), level, 1)
-	for _, want := range []slog.Level{ipc.LevelTrace, slog.LevelDebug, ipc.LevelTrace} {
-		hangup <- syscall.SIGHUP
-		stderr.next(t)
-		if level.Level() != want {
-			t.Errorf("level %v, want %v", level.Level(), want)
-		}
+// writeSettings makes a file of them.
+func writeSettings(t *testing.T, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "ksmbd-notifyd.conf")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
+	return path
 }
 
-// Each SIGHUP is one -v more, and after two of them none again.
+// Each SIGHUP has the settings read anew, and those that are not in order change
+// nothing. One that was started with -v has it whatever comes.
 func TestDaemonReload(t *testing.T) {
-	stderr, ended := startDaemon(t)
+	file := writeSettings(t, "")
+	stderr, ended := startDaemon(t, "-v", "--settings="+file)
 	stderr.next(t)
-	for _, want := range []string{"1", "2", "0", "1"} {
+	for _, test := range []struct{ text, line string }{
+		{"[global]\nverbose = 2\n[Docs]\nchange notify = no\n",
+			"info: settings were read file=" + file + " verbose=2 restrictions=\"change notify is off in docs\""},
+		{"[global]\nverbose = 3\n", "error: the settings stay as they are reason=\"" + file + ", [global] verbose = 3: it is a number from 0 to 2\""},
+		{"[Docs]\npath = /docs\n", "error: the settings stay as they are reason=\"" + file + ", [Docs] path = /docs: there is no such setting\""},
+		{"", "info: settings were read file=" + file + " verbose=1 restrictions=\"\""},
+	} {
+		if err := os.WriteFile(file, []byte(test.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		if line := stderr.next(t); !strings.HasSuffix(line, "info: verbosity was changed verbose="+want) {
-			t.Errorf("line %q, want verbose=%s", line, want)
+		if line := stderr.next(t); !strings.HasSuffix(line, test.line) {
+			t.Errorf("line %q, want %q", line, test.line)
 		}
 	}
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
@@ -161,6 +166,28 @@ func TestDaemonReload(t *testing.T) {
 	}
 	if status := <-ended; status != 0 {
 		t.Errorf("status %d", status)
+	}
+}
+
+// Settings that are not in order end a daemon at its start, and -t says so before.
+func TestDaemonRefusesSettings(t *testing.T) {
+	needRoot(t)
+	good, bad := writeSettings(t, "[global]\n"), writeSettings(t, "[global]\nchange notify = perhaps\n")
+	why := "ksmbd-notifyd: " + bad + ", [global] change notify = perhaps: it is yes or no\n"
+	for _, test := range []struct {
+		args   []string
+		status int
+		says   string
+	}{
+		{[]string{"-t", "--settings", good}, 0, ""},
+		{[]string{"-t", "--settings", bad}, 1, why},
+		{[]string{"--settings", bad}, 1, why},
+		{[]string{"--test", "--settings", "/nowhere"}, 0, ""},
+	} {
+		var stdout, stderr strings.Builder
+		if status := run(test.args, &stdout, &stderr); status != test.status || stderr.String() != test.says || stdout.Len() > 0 {
+			t.Errorf("%q: status %d, %q, %q", test.args, status, &stdout, &stderr)
+		}
 	}
 }
 

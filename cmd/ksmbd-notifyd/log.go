@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -119,7 +120,7 @@ type handler struct {
 func (h handler) Handle(ctx context.Context, r slog.Record) error {
 	h.out.mu.Lock()
 	defer h.out.mu.Unlock()
-	if h.out.omit(&r) {
+	if h.out.omit(&r) || h.out.journal && r.Level == ipc.LevelTrace && ofJournal(r) {
 		return nil
 	}
 	line := &h.out.line
@@ -138,6 +139,18 @@ func (h handler) Handle(ctx context.Context, r slog.Record) error {
 	}
 	_, err := h.out.w.Write(append(bytes.TrimRight(line.Bytes(), " \n"), '\n'))
 	return err
+}
+
+// ofJournal says whether a line tells of what writing the journal has changed. It
+// would change it again, on and on.
+func ofJournal(r slog.Record) (yes bool) {
+	r.Attrs(func(a slog.Attr) bool {
+		for _, dir := range []string{"/var/log/journal", "/run/log/journal"} {
+			yes = yes || (a.Key == "path" || a.Key == "from") && within(path.Clean(a.Value.String()), dir)
+		}
+		return !yes
+	})
+	return yes
 }
 
 const timeStamp = time.DateTime + ".000 "

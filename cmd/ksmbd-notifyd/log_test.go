@@ -70,7 +70,28 @@ func TestLogJournal(t *testing.T) {
 	}
 }
 
-// What fanotify says of each event takes -vv.
+// What writing the log changes in a watched directory is not for the log to tell.
+func TestLogOfJournal(t *testing.T) {
+	f := journal(t)
+	log := newLogger(f, ipc.LevelTrace)
+	trace := func(args ...any) { log.Log(t.Context(), ipc.LevelTrace, "change", args...) }
+	trace("path", "/var/log/journal/0123/system.journal")
+	trace("path", "//run/log/journal/0123/system.journal")
+	trace("from", "/var/log/journal/a", "path", "/srv/a")
+	trace("path", "/var/log/journals")
+	log.Warn("warning", "path", "/var/log/journal")
+	got, err := os.ReadFile(f.Name())
+	if want := "<7>change path=/var/log/journals\n<4>warning path=/var/log/journal\n"; err != nil || string(got) != want {
+		t.Errorf("got %q, %v\nwant %q", got, err, want)
+	}
+	var b bytes.Buffer
+	newLogger(&b, ipc.LevelTrace).Log(t.Context(), ipc.LevelTrace, "change", "path", "/var/log/journal")
+	if b.Len() == 0 {
+		t.Error("what is not the journal lacks it")
+	}
+}
+
+// What fanotify says of its work takes -vv.
 func TestLogLevels(t *testing.T) {
 	for verbose, want := range []string{"i", "d i", "d t i"} {
 		var b bytes.Buffer

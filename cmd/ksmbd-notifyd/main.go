@@ -5,23 +5,13 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
-	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"ksmbd-notifyd/fanotify"
-	"ksmbd-notifyd/ipc"
 )
 
 // version is set by the linker.
@@ -30,15 +20,19 @@ var version = "unknown"
 const daemonUsage = `Usage: ksmbd-notifyd [OPTION]...
        ksmbd-notifyd status [OPTION]...
        ksmbd-notifyd check [OPTION]...
+       ksmbd-notifyd trace [OPTION]... [SHARE|DIR]
        ksmbd-notifyd watch [OPTION]... DIR
+       ksmbd-notifyd metrics [OPTION]...
 
 Tell ksmbd what changes in the directories that SMB clients watch. A command says
-what the daemon does, whether the shares of this machine can be watched, or what
-a client would be told of DIR ("ksmbd-notifyd COMMAND --help").
+what the daemon does, whether the shares of this machine can be watched, what is
+done for the clients of SHARE just now, what a client would be told of DIR, or
+offers numbers to Prometheus ("ksmbd-notifyd COMMAND --help").
 
   -n, --nodetach[=WAY]  accepted for ksmbd.mountd's sake: always in the foreground
+      --settings=CONF   settings, instead of /etc/ksmbd/ksmbd-notifyd.conf
+  -t, --test            only say whether the settings are in order
       --once            fail when ksmbd cannot notify, rather than wait for it
-      --metrics         offer OpenMetrics on the status socket, as /metrics
   -v, --verbose         log every watch and request; -vv: every change and record too
   -V, --version         show version and exit
   -h, --help            show this help and exit
@@ -51,15 +45,18 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // run returns the exit status, 0 or 1.
 func run(args []string, stdout, stderr io.Writer) int {
 	var o struct {
-		once, metrics, version, help bool
-		verbose                      int
+		once, test, version, help bool
+		verbose                   int
+		settings                  string
 	}
 	flags := pflag.NewFlagSet("ksmbd-notifyd", pflag.ContinueOnError)
 	flags.SetInterspersed(false) // what follows a command is for it
 	flags.StringP("nodetach", "n", "", "")
 	flags.Lookup("nodetach").NoOptDefVal = "1"
+	flags.StringVar(&o.settings, "settings", settingsFile, "")
+	flags.BoolVarP(&o.test, "test", "t", false, "")
 	flags.BoolVar(&o.once, "once", false, "")
-	flags.BoolVar(&o.metrics, "metrics", false, "")
+	flags.Bool("metrics", false, "") // once it took this to have them on the status socket
 	flags.CountVarP(&o.verbose, "verbose", "v", "")
 	flags.BoolVarP(&o.version, "version", "V", false, "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")
@@ -81,10 +78,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return runCheck(rest[1:], stdout, stderr)
 	case len(rest) > 0 && rest[0] == "status":
 		return runStatus(rest[1:], stdout, stderr)
+	case len(rest) > 0 && rest[0] == "trace":
+		return runTrace(rest[1:], stdout, stderr)
+	case len(rest) > 0 && rest[0] == "metrics":
+		return runMetrics(rest[1:], stdout, stderr)
 	case len(rest) > 0:
 		return misuse(stderr, fmt.Errorf("unexpected argument %q", rest[0]), "ksmbd-notifyd")
 	}
-	return finish(stderr, serve(stderr, o.verbose, o.once, o.metrics))
+	s := &server{file: o.settings, verbose: o.verbose, once: o.once}
+	if o.test {
+		_, err := readSettings(o.settings)
+		return finish(stderr, err)
+	}
+	return finish(stderr, s.serve(stderr))
 }
 
 // misuse says what is wrong with the command line.
@@ -103,78 +109,6 @@ func finish(stderr io.Writer, err error) int {
 	}
 	fmt.Fprintf(stderr, "ksmbd-notifyd: %v\n", err)
 	return 1
-}
-
-// serve is the daemon.
-func serve(stderr io.Writer, verbose int, once, metrics bool) error {
-	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
-		return err
-	}
-	// One goroutine has all the work: others to wake only delay it.
-	runtime.GOMAXPROCS(1)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // before anybody knows of us
-	defer signal.Stop(hangup)
-	level := new(slog.LevelVar)
-	level.Set(verbosity[verbose])
-	log := newLogger(stderr, level)
-
-	status, err := listen(runtimeDir())
-	switch {
-	case errors.Is(err, errRunning):
-		return err
-	case err != nil: // clients do not wait for that
-		log.Error("there will be no status", "err", err)
-	default:
-		defer status.Close()
-	}
-	systemd := &systemd{log: log, limit: queueLimit()}
-	group, err := fanotify.Open(quieter(log))
-	if err != nil {
-		return err
-	}
-	defer group.Close()
-	d := ipc.NewDaemon(log, ipc.Fanotify(group))
-	d.Once = once
-	d.Changed = systemd.changed
-	d.Inherited, d.Leaves = systemd.inherited(), systemd.isThere()
-
-	var tasks errgroup.Group
-	tasks.Go(func() error {
-		defer cancel() // the others end with it
-		return d.Run(ctx)
-	})
-	tasks.Go(func() error { systemd.run(ctx, d); return nil })
-	tasks.Go(func() error { turn(ctx, hangup, log, level, verbose); return nil })
-	if status != nil {
-		tasks.Go(func() error { status.serve(ctx, log, d, metrics); return nil })
-	}
-	err = tasks.Wait()
-	if d.Left != nil {
-		systemd.store(d.Left)
-	}
-	return err
-}
-
-// turn makes the log more verbose at each SIGHUP, and as it was started after
-// the most verbose.
-func turn(ctx context.Context, hangup <-chan os.Signal, log *slog.Logger, level *slog.LevelVar, verbose int) {
-	for now := verbose; ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-		}
-		if now++; now == len(verbosity) {
-			now = verbose
-		}
-		level.Set(verbosity[now])
-		log.Info("verbosity was changed", "verbose", now)
-	}
 }
 
 var capabilityNames = map[int]string{

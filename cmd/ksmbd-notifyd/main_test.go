@@ -65,7 +65,7 @@ func TestHelpAndVersion(t *testing.T) {
 
 // Every option is in the help, with both its forms, and the other way round.
 func TestHelpNamesEveryOption(t *testing.T) {
-	for _, args := range [][]string{nil, {"watch"}, {"status"}, {"check"}} {
+	for _, args := range [][]string{nil, {"watch"}, {"status"}, {"check"}, {"trace"}, {"metrics"}} {
 		var help, stderr strings.Builder
 		run(append(args, "-h"), &help, &stderr)
 		for _, m := range regexp.MustCompile(`(?m)^  (?:-(\w),|   ) --([a-z]+)`).FindAllStringSubmatch(help.String(), -1) {
@@ -75,7 +75,7 @@ func TestHelpNamesEveryOption(t *testing.T) {
 			}
 			for _, form := range forms {
 				stderr.Reset()
-				run(append(args, form, "--help"), new(strings.Builder), &stderr)
+				run(append(args, "--help", form), new(strings.Builder), &stderr)
 				if strings.Contains(stderr.String(), "unknown") && !strings.Contains(stderr.String(), "filter") {
 					t.Errorf("%q %s: %s", args, form, &stderr)
 				}
@@ -105,6 +105,10 @@ func TestMisuse(t *testing.T) {
 		{[]string{"check", "-x"}, "'x'"},
 		{[]string{"check", "--config"}, "config"},
 		{[]string{"check", "it"}, `"it"`},
+		{[]string{"trace", "a", "b"}, `"b"`},
+		{[]string{"trace", "-x"}, "'x'"},
+		{[]string{"metrics", "-x"}, "'x'"},
+		{[]string{"metrics", "9842"}, `"9842"`},
 	} {
 		var stdout, stderr strings.Builder
 		status := run(test.args, &stdout, &stderr)

@@ -40,10 +40,7 @@ func TestMetrics(t *testing.T) {
 		h.ServeHTTP(answer, r)
 		return answer
 	}
-	if a := ask(handlers(d, false)); a.Code != http.StatusNotFound {
-		t.Errorf("unasked for: %d", a.Code)
-	}
-	a := ask(handlers(d, true))
+	a := ask(handlers(d))
 	if a.Code != http.StatusOK || !strings.HasPrefix(a.Header().Get("Content-Type"), "application/openmetrics-text;") {
 		t.Fatalf("%d, %q: %s", a.Code, a.Header(), a.Body)
 	}
@@ -56,10 +53,10 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s is not in\n%s", want, body)
 		}
 	}
-	if n := len(regexp.MustCompile(`(?m)^ksmbd_notifyd_`).FindAllString(body, -1)); n != 15 {
+	if n := len(regexp.MustCompile(`(?m)^ksmbd_notifyd_`).FindAllString(body, -1)); n != 16 {
 		t.Errorf("%d samples in\n%s", n, body)
 	}
-	problems, err := testutil.CollectAndLint(metrics{d})
+	problems, err := testutil.CollectAndLint(&metrics{daemon: d})
 	if err != nil || problems != nil {
 		t.Errorf("lint: %v, %v", problems, err)
 	}

@@ -55,6 +55,7 @@ type report struct {
 	Version string    `json:"version"`
 	Kernel  string    `json:"kernel"`
 	Started time.Time `json:"started"`
+	Server  string    `json:"server"` // ksmbd's state in its own word, such as running; "" without one
 	ipc.Status
 }
 
@@ -98,15 +99,15 @@ func (s *statusSocket) Close() error {
 }
 
 // serve answers until ctx is done.
-func (s *statusSocket) serve(ctx context.Context, log *slog.Logger, d *ipc.Daemon, metrics bool) {
-	server := http.Server{Handler: handlers(d, metrics), ReadHeaderTimeout: answerWithin, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+func (s *statusSocket) serve(ctx context.Context, log *slog.Logger, d *ipc.Daemon) {
+	server := http.Server{Handler: handlers(d), ReadHeaderTimeout: answerWithin, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(s.Listener); !errors.Is(err, http.ErrServerClosed) {
 		log.Error("there is no status any more", "err", err)
 	}
 }
 
-func handlers(d *ipc.Daemon, metrics bool) http.Handler {
+func handlers(d *ipc.Daemon) http.Handler {
 	started := time.Now()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -121,12 +122,24 @@ func handlers(d *ipc.Daemon, metrics bool) http.Handler {
 		e := json.NewEncoder(w)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
-		e.Encode(report{version, kernelRelease(), started, status}) // fails when nobody reads it any more
+		e.Encode(report{version, kernelRelease(), started, serverState("/"), status}) // fails when nobody reads it any more
 	})
-	if metrics {
-		mux.Handle("GET /metrics", metricsHandler(d))
-	}
+	mux.HandleFunc("GET /trace", tracing(d))
+	mux.Handle("GET /metrics", metricsHandler(d))
 	return mux
+}
+
+// serverRuns is the state of a server that ksmbd.mountd has started.
+const serverRuns = "running"
+
+// serverState returns what ksmbd says of itself below root.
+func serverState(root string) string {
+	// The format's version, the state, the port, ...
+	stats, _ := os.ReadFile(filepath.Join(root, "sys/class/ksmbd-control/stats"))
+	if f := strings.Fields(string(stats)); len(f) > 1 {
+		return f[1]
+	}
+	return ""
 }
 
 // kernelRelease returns that of the running kernel.
@@ -167,13 +180,35 @@ func runStatus(args []string, stdout, stderr io.Writer) int {
 
 // get asks the daemon whose socket is in dir.
 func get(dir, what string) ([]byte, error) {
-	client := http.Client{Timeout: 2 * answerWithin, Transport: &http.Transport{
+	ctx, cancel := context.WithTimeout(context.Background(), 2*answerWithin)
+	defer cancel()
+	answer, err := open(ctx, dir, what, "")
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return nil, fmt.Errorf("asking the daemon: %w", err)
+	}
+	return text, nil
+}
+
+// open asks the daemon whose socket is in dir, until ctx is done, for an answer of a
+// type. The caller closes its body.
+func open(ctx context.Context, dir, what, accept string) (*http.Response, error) {
+	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, socketName))
 		},
 	}}
-	answer, err := client.Get("http://ksmbd-notifyd" + what)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ksmbd-notifyd"+what, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", accept)
+	answer, err := client.Do(request)
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return nil, errors.New("the daemon's status is for root only")
@@ -182,15 +217,12 @@ func get(dir, what string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("asking the daemon: %w", errors.Unwrap(err))
 	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("asking the daemon: %w", err)
-	case answer.StatusCode != http.StatusOK:
-		return nil, errors.New(strings.TrimSpace(string(body)))
+	if answer.StatusCode != http.StatusOK {
+		defer answer.Body.Close()
+		why, err := io.ReadAll(io.LimitReader(answer.Body, 4096))
+		return nil, cmp.Or(err, errors.New(strings.TrimSpace(string(why))))
 	}
-	return body, nil
+	return answer, nil
 }
 
 // print says for people what the daemon does.
@@ -206,13 +238,20 @@ func (r *report) print(w io.Writer) error {
 		t.Write([]byte{'\n'})
 	}
 	if r.Serving {
-		row("state", "serving ksmbd since "+stamp(r.Since))
+		if r.Server == serverRuns {
+			row("state", "serving ksmbd since "+stamp(r.Since))
+		} else {
+			row("state", "ready to serve since "+stamp(r.Since)+", but ksmbd does not run: systemctl start ksmbd")
+		}
 		row("module", fmt.Sprintf("%s, kernel %s", cmp.Or(r.Module, "unknown"), r.Kernel))
 	} else {
 		row("state", "waiting since "+stamp(r.Since)+": "+r.Waiting)
 		row("module", "none that can notify, kernel "+r.Kernel)
 	}
 	row("daemon", fmt.Sprintf("%s, running since %s", r.Version, stamp(r.Started)))
+	if off := r.Policy.String(); off != "" {
+		row("settings", off)
+	}
 	row("watches", fmt.Sprintf("%d open, %d with all that is below; %d so far, %d refused",
 		r.Open.Watches, r.Open.Trees, r.Total.Watches, r.Total.Refused))
 	row("requests", fmt.Sprintf("%d pending; %d so far, %d answered", r.Open.Requests, r.Total.Requests, r.Total.Responses))
@@ -227,9 +266,13 @@ func (r *report) print(w io.Writer) error {
 
 	if len(r.Watches) > 0 {
 		row()
-		row("FILESYSTEM", "DEVICE", "STRATEGY", "WATCHES")
+		row("FILESYSTEM", "DEVICE", "STRATEGY", "WATCHES", "TOLD")
 		for _, f := range r.Filesystems {
-			row(f.Type, f.Device, f.Strategy, f.Watches)
+			told := "all changes"
+			if f.MountOnly {
+				told = "only what goes through this mount"
+			}
+			row(f.Type, f.Device, f.Strategy, f.Watches, told)
 		}
 		t.Flush()
 		row()
@@ -247,9 +290,23 @@ func (r *report) print(w io.Writer) error {
 			}
 			row(printable(s.Directory), tree, printable(s.User), printable(s.Share), stamp(s.Since), s.Pending, queued, s.Overflows, filter)
 		}
+		t.Flush()
+	}
+	if n := len(r.Incidents); n > 0 {
+		row()
+		row("INCIDENT", "LAST", "TIMES", "DIRECTORY", "USER", "SHARE", "REASON")
+		for _, i := range r.Incidents[max(0, n-shownIncidents):] {
+			row(i.Kind, stamp(i.Last), i.Count, dash(i.Directory), dash(i.User), dash(i.Share), i.Reason)
+		}
 	}
 	return t.Flush()
 }
+
+// shownIncidents of those that there are are shown to people.
+const shownIncidents = 10
+
+// dash stands for what there is not.
+func dash(s string) string { return printable(cmp.Or(s, "-")) }
 
 func stamp(t time.Time) string { return t.Local().Format(time.DateTime) }
 

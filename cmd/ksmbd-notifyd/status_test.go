@@ -90,7 +90,7 @@ func TestStatusOfStuckDaemon(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	answer := httptest.NewRecorder()
-	handlers(d, false).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
+	handlers(d).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
 	if answer.Code != http.StatusServiceUnavailable || !strings.HasPrefix(answer.Body.String(), "the daemon is stuck: ") {
 		t.Errorf("%d %s", answer.Code, answer.Body)
 	}
@@ -98,12 +98,20 @@ func TestStatusOfStuckDaemon(t *testing.T) {
 
 func TestStatusForPeople(t *testing.T) {
 	at := time.Date(2026, 11, 24, 10, 0, 0, 0, time.Local)
-	r := report{Version: "1.0", Kernel: "6.12.1", Started: at, Status: ipc.Status{
+	r := report{Version: "1.0", Kernel: "6.12.1", Started: at, Server: serverRuns, Status: ipc.Status{
+		Policy: ipc.Policy{Shares: map[string]bool{"scratch": false, "test": true}, UserWatches: 100},
+		Incidents: []ipc.Incident{
+			{Last: at, Count: 1, Kind: ipc.QueueOverflow, Reason: "a reason"},
+			{Last: at.Add(time.Hour), Count: 3, Kind: ipc.Refusal, Directory: "/srv/\n", User: "user", Share: "test", Reason: "another"},
+		},
 		Serving: true, Since: at.Add(time.Minute), Module: "0.9",
 		Open:         ipc.Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
 		Total:        ipc.Total{Watches: 5, Refused: 1, Requests: 9, Responses: 8, EnumDirs: 2, Records: 7, Overflows: 3, QueueOverflows: 1},
 		LastOverflow: &ipc.Loss{Time: at.Add(time.Hour), Directory: "/srv", Reason: "a reason"},
-		Filesystems:  []ipc.Filesystem{{Type: "ext4", Device: "8:1", Strategy: "filesystem mark", Watches: 2}},
+		Filesystems: []ipc.Filesystem{
+			{Type: "ext4", Device: "8:1", Strategy: "filesystem mark", Watches: 2},
+			{Type: "nfs4", Device: "0:9", Strategy: "directory marks", Watches: 1, MountOnly: true},
+		},
 		Watches: []ipc.WatchStatus{
 			{Directory: "/srv", Tree: true, User: "user", Share: "TEST", Since: at, Pending: 1, Filter: ipc.All.String()},
 			{Directory: "/srv/a\nb", User: "\x1b[2J", Share: "TEST", Since: at, Queued: 2, Overflows: 3, Overflowed: true, Filter: "file-name,ea"},
@@ -112,21 +120,35 @@ func TestStatusForPeople(t *testing.T) {
 	const want = `state      serving ksmbd since 2026-11-24 10:01:00
 module     0.9, kernel 6.12.1
 daemon     1.0, running since 2026-11-24 10:00:00
+settings   change notify is off in scratch; a user may have 100 watches
 watches    2 open, 1 with all that is below; 5 so far, 1 refused
 requests   1 pending; 9 so far, 8 answered
 records    30 bytes queued; 7 told
 overflows  3 of watches, 1 of the fanotify queue; the last at 2026-11-24 11:00:00 in /srv: a reason
 ENUM_DIR   2 told
 
-FILESYSTEM  DEVICE  STRATEGY         WATCHES
-ext4        8:1     filesystem mark  2
+FILESYSTEM  DEVICE  STRATEGY         WATCHES  TOLD
+ext4        8:1     filesystem mark  2        all changes
+nfs4        0:9     directory marks  1        only what goes through this mount
 
 DIRECTORY    TREE  USER       SHARE  SINCE                PENDING  QUEUED  OVERFLOWS  FILTER
 /srv         yes   user       TEST   2026-11-24 10:00:00  1        0       0          all
 "/srv/a\nb"  no    "\x1b[2J"  TEST   2026-11-24 10:00:00  0        lost    3          file-name,ea
+
+INCIDENT        LAST                 TIMES  DIRECTORY  USER  SHARE  REASON
+queue-overflow  2026-11-24 10:00:00  1      -          -     -      a reason
+refused         2026-11-24 11:00:00  3      "/srv/\n"  user  test   another
 `
 	var b strings.Builder
 	if err := r.print(&b); err != nil || b.String() != want {
 		t.Errorf("%v, got\n%swant\n%s", err, &b, want)
+	}
+
+	// ksmbd.control -s: the module is there, and serves nobody.
+	b.Reset()
+	r.Server = "shutdown"
+	const stopped = "state      ready to serve since 2026-11-24 10:01:00, but ksmbd does not run: systemctl start ksmbd\n"
+	if err := r.print(&b); err != nil || !strings.HasPrefix(b.String(), stopped) {
+		t.Errorf("%v, got\n%swant\n%s", err, &b, stopped)
 	}
 }

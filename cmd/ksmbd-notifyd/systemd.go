@@ -25,6 +25,7 @@ const tellEvery = 5 * time.Second
 // systemd is told what the daemon does, if it is there, see sd_notify(3).
 type systemd struct {
 	log   *slog.Logger
+	root  string // where /sys is
 	limit string // of the fanotify queue
 	last  string // what it was told in words
 }
@@ -33,7 +34,7 @@ type systemd struct {
 // first attempt to register: a daemon that is to serve is ready when it does,
 // and one whose ksmbd cannot notify does not hold up the boot.
 func (s *systemd) changed(status ipc.Status) {
-	s.tell(daemon.SdNotifyReady + "\nSTATUS=" + inWords(status))
+	s.tell(daemon.SdNotifyReady + "\nSTATUS=" + s.inWords(status))
 }
 
 // run tells what is served now and then, and that the goroutine that serves is
@@ -63,7 +64,7 @@ func (s *systemd) run(ctx context.Context, d *ipc.Daemon) {
 			return
 		}
 		state := daemon.SdNotifyWatchdog
-		if words := inWords(status); words != s.last {
+		if words := s.inWords(status); words != s.last {
 			s.last = words
 			state += "\nSTATUS=" + words
 		}
@@ -188,9 +189,12 @@ func queueLimit() string {
 }
 
 // inWords says in a line what the daemon does.
-func inWords(s ipc.Status) string {
-	if !s.Serving {
+func (d *systemd) inWords(s ipc.Status) string {
+	switch {
+	case !s.Serving:
 		return "Waiting for ksmbd: " + s.Waiting
+	case serverState(d.root) != serverRuns:
+		return "Ready to serve ksmbd, which does not run"
 	}
 	return fmt.Sprintf("Serving ksmbd: %d watches, %d requests pending, %d records told",
 		s.Open.Watches, s.Open.Requests, s.Total.Records)

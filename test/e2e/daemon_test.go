@@ -133,6 +133,14 @@ func TestCheck(t *testing.T) {
 	}
 	has(out, "FAIL  ksmbd     does not run: systemctl start ksmbd\n")
 	has(out, "FAIL  daemon    the daemon does not run: systemctl enable --now ksmbd-notifyd\n")
+	has(out, "note  share     OFF: "+sharePath(offShare)+": change notify is off, and no changes are told\n")
+	if err := startNotifyd(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(*daemon, "status").CombinedOutput(); err != nil ||
+		!strings.HasPrefix(string(out), "state      ready to serve since ") {
+		t.Errorf("after ksmbd.control -s: %v\n%s", err, out)
+	}
 	if err := startMountd(); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,8 @@ const (
 	confFile = "/etc/ksmbd/ksmbd.conf"
 	passwdDB = "/etc/ksmbd/ksmbdpwd.db"
 
+	settingsFile = "/etc/ksmbd/ksmbd-notifyd.conf"
+
 	user1 = "user%pass"
 	user2 = "user2%pass2"
 )
@@ -36,6 +38,7 @@ var shares = []struct{ name, dir, options string }{
 	{"TEST", "share", "veto files = /vetoed-*/\n\tvfs objects = streams_xattr"},
 	{"ACL", "acl", "vfs objects = streams_xattr acl_xattr"},
 	{"DOTS", "dots", "hide dot files = no"},
+	{offShare, "off", ""},
 	{"INNER", "outer/inner", ""},
 	{"BESIDE", "outer/beside", ""},
 	{"OUTER", "outer", ""},
@@ -45,6 +48,12 @@ var shares = []struct{ name, dir, options string }{
 	{lanes[3], "lane3", laneOptions},
 	{lanes[4], "lane4", laneOptions},
 }
+
+// offShare is one of which the settings say that no changes are told.
+const offShare = "OFF"
+
+// settings are the daemon's.
+const settings = "[" + offShare + "]\n\tchange notify = no\n"
 
 // lanes are shares for tests that run side by side.
 var lanes = []string{"LANE0", "LANE1", "LANE2", "LANE3", "LANE4"}
@@ -264,6 +273,9 @@ func configure() error {
 	if err := os.WriteFile(confFile, []byte(ksmbdConf()), 0o644); err != nil {
 		return err
 	}
+	if err := os.WriteFile(settingsFile, []byte(settings), 0o644); err != nil {
+		return err
+	}
 	_, _, db := toolOptions()
 	for _, u := range []string{user1, user2} {
 		name, password, _ := strings.Cut(u, "%")
@@ -358,7 +370,7 @@ func startNotifyd(stored ...*os.File) error {
 	defer systemd.Close()
 	argv := []string{"nice", "-n", "-10",
 		"setpriv", fmt.Sprintf("--reuid=%d", daemonUser), fmt.Sprintf("--regid=%d", daemonUser), "--clear-groups", "--no-new-privs",
-		"--inh-caps=" + daemonCaps, "--ambient-caps=" + daemonCaps, "--bounding-set=" + daemonCaps, *daemon, "-n", "-vv", "--metrics"}
+		"--inh-caps=" + daemonCaps, "--ambient-caps=" + daemonCaps, "--bounding-set=" + daemonCaps, *daemon, "-n", "-vv"}
 	variables := []string{"NOTIFY_SOCKET=" + systemdSocket}
 	if len(stored) > 0 {
 		var names []string

@@ -23,7 +23,10 @@ import (
 )
 
 // notifyTests are those of smbtorture's tests that are about CHANGE_NOTIFY, as far as its version has them.
-var notifyTests = regexp.MustCompile(`^smb2\.(notify\.|notify-inotify\.|compound\.interim\d|credits\..*notify_max_async_credits)`)
+var notifyTests = regexp.MustCompile(`^smb2\.(notify\.|notify-inotify\.|compound\.interim\d|credits\..*notify_max_async_credits|change_notify_disabled\.)`)
+
+// offTests want a share where changes are not told.
+var offTests = regexp.MustCompile(`^smb2\.change_notify_disabled\.`)
 
 // expectedFailures has a line for each test that cannot pass: its name, the versions of Samba by how they begin, the reason.
 //
@@ -70,6 +73,9 @@ func (v verdict) String() string {
 // torture runs one smbtorture test on a share in a process of its own, for a bounded time, and keeps what it said unless
 // it passed.
 func torture(name, share string, limit time.Duration) (verdict, error) {
+	if offTests.MatchString(name) {
+		share = offShare
+	}
 	if err := clean(sharePath(share)); err != nil {
 		return verdict{}, err
 	}

@@ -75,6 +75,41 @@ exposure=$(systemd-analyze security --no-pager ksmbd-notifyd 2>/dev/null | sed -
 say "systemd-analyze security: ${exposure:-unknown}"
 awk "BEGIN { exit !(${exposure:-10} <= $most) }" || fail "systemd-analyze security says more than $most"
 
+# Settings are followed without a restart. TEST is on the filesystem that the journal is on.
+conf=/etc/ksmbd/ksmbd-notifyd.conf
+cp $conf /tmp/conf
+before=$(pid)
+printf '[global]\nverbose = 2\n' > $conf
+timeout 60 systemctl reload ksmbd-notifyd || fail "reloading ksmbd-notifyd"
+watch
+within 30 told with-verbose || { cat /tmp/told; fail "a client is told nothing with verbose = 2"; }
+lines() { journalctl --no-pager -q -b -u ksmbd-notifyd | wc -l; }
+journalctl --no-pager -q -b -u ksmbd-notifyd | grep -q 'change watch=.* path=/srv/share/with-verbose' || fail "verbose = 2 does not have changes in the log"
+sleep 2
+n=$(lines)
+sleep 5
+n=$(($(lines) - n))
+[ $n -le 10 ] || fail "the log feeds on itself: $n lines in 5 idle seconds"
+unwatch
+say "verbose = 2 on a share beside the journal: $n lines in 5 idle seconds"
+printf '[test]\nchange notify = no\n' > $conf
+timeout 60 systemctl reload ksmbd-notifyd || fail "reloading ksmbd-notifyd"
+smb -c 'notify ""' 2>&1 | grep -q NT_STATUS_NOT_IMPLEMENTED || fail "changes are told where that is off"
+ksmbd-notifyd check --quiet | grep -q '^note  share     TEST: /srv/share: change notify is off' || fail "check does not say what is off"
+echo 'notify = no' >> $conf
+quietly systemctl reload ksmbd-notifyd && fail "a reload with bad settings succeeds"
+cp /tmp/conf $conf
+timeout 60 systemctl reload ksmbd-notifyd || fail "reloading ksmbd-notifyd"
+[ "$(pid)" = "$before" ] || fail "a reload restarts the daemon"
+notifies after-reloads
+scrape() { (exec 3<> /dev/tcp/127.0.0.1/9842 && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && timeout 10 cat <&3) 2>/dev/null | tr -d '\r'; }
+measured() { scrape | grep -q "^ksmbd_notifyd_$1"; }
+measured serving && fail "metrics are on by themselves"
+timeout 60 systemctl --quiet enable --now ksmbd-notifyd-metrics || fail "enable --now ksmbd-notifyd-metrics"
+within 30 measured 'serving 1' || { scrape; fail "no metrics"; }
+measured 'latency_seconds_count{share="test"} [1-9]' || { scrape; fail "no latency"; }
+say "metrics: $(scrape | grep latency_seconds_sum), systemd-analyze security: $(systemd-analyze security --no-pager ksmbd-notifyd-metrics 2>/dev/null | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\).*/\1/p')"
+
 share=SUB dir=/srv/sub/share
 watch
 within 30 told in-a-subvolume || { cat /tmp/told; fail "no client is told of a change in a btrfs subvolume"; }

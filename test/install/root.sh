@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# root.sh RELEASE ROOT DEB...: in ROOT a Debian server of RELEASE, from its own packages: a 6.12 kernel and its headers,
-# ksmbd-tools with shares, smbclient, and what the DEBs depend on, but not these. Reused while the same is wanted and it
+# root.sh RELEASE ROOT DEB...: in ROOT a Debian server of RELEASE, from its own packages: the kernel, its headers and the
+# ksmbd-tools that README's Install names, with shares, smbclient, and what the DEBs depend on, but not these. Reused while the same is wanted and it
 # is less than a week old.
 set -euo pipefail
 
@@ -15,7 +15,11 @@ packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools btrfs-prog
 for deb in "$@"; do # of alternatives the first
 	mapfile -t -O "${#packages[@]}" packages < <(dpkg-deb -f "$deb" Depends | tr , '\n' | sed 's/^ *//; s/ *|.*//; /^$/d')
 done
-want="$release ${packages[*]} $(cat "$0" "$here/../guest/job" | md5sum)"
+# What README has apt install, in the flavour for virtual machines.
+mapfile -t kernel < <(sed -n "s/^    apt install \(.*[^ ]\) *# Debian $(case $release in bookworm) echo 12 ;; trixie) echo 13 ;; esac)[,;].*/\1/p" \
+	"$here/../../README.md" | tr ' ' '\n' | sed 's/-amd64$/-cloud-amd64/')
+[ ${#kernel[@]} -gt 0 ] || die "README does not say what to install"
+want="$release ${kernel[*]} ${packages[*]} $(cat "$0" "$here/../guest/job" | md5sum)"
 if [ "$(cat "$root.done" 2>/dev/null)" = "$want" ] && [ -n "$(find "$root.done" -mtime -7)" ]; then exit 0; fi
 
 "$here/../guest/lists.sh"
@@ -30,8 +34,7 @@ echo "install: $release: installing it from Debian's packages (about 330 MB, 2 m
 cat > "$root.setup" <<'END'
 #!/bin/bash
 set -eux
-kver=$(chroot "$1" apt-cache pkgnames linux-headers-6.12. | sed -n 's/^linux-headers-\(.*-cloud-amd64\)$/\1/p' | sort -V | tail -1)
-chroot "$1" apt-get install -y -q --no-install-recommends "linux-image-$kver" "linux-headers-$kver"
+chroot "$1" apt-get install -y -q --no-install-recommends KERNEL
 
 cd "$1"
 chroot . useradd user
@@ -59,6 +62,7 @@ UNIT
 chroot . systemctl enable rig.service
 chroot . systemctl mask serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
 END
+sed -i "s/KERNEL/${kernel[*]}/" "$root.setup"
 chmod +x "$root.setup"
 mmdebstrap --mode=root --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" --customize-hook="$root.setup" \
 	--customize-hook="copy-in '$here/../guest/job' /usr/local/sbin" \

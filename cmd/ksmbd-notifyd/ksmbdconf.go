@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// toolsRelease is one of ksmbd-tools, as much of it as matters here.
+type toolsRelease [3]int
+
+// newestTools is a release whose rules those of later ones are as well.
+var newestTools = toolsRelease{3, 5, 6}
+
+// parseTools reads what ksmbd.mountd says of itself. What says nothing counts as
+// the newest.
+func parseTools(version string) toolsRelease {
+	var r toolsRelease
+	if n, _ := fmt.Sscanf(version, "%d.%d.%d", &r[0], &r[1], &r[2]); n < 2 {
+		return newestTools
+	}
+	return r
+}
+
+func (r toolsRelease) before(major, minor, patch int) bool {
+	return slices.Compare(r[:], []int{major, minor, patch}) < 0
+}
+
+// entry is a key and its value in a section of ksmbd.conf(5).
+type entry struct{ key, value string }
+
+// section of ksmbd.conf(5). Sections of which the names differ in case only are one.
+type section struct {
+	name    string // as it was first
+	line    int
+	entries []entry // the first with a key counts
+}
+
+// conf is a ksmbd.conf(5), or a file in its format.
+type conf struct {
+	tools    toolsRelease
+	sections []*section
+	cut      bool // the last line has no end, and lost its last character
+}
+
+// readConf reads a file in the format of ksmbd.conf(5) as those tools do.
+func readConf(path string, tools toolsRelease) (*conf, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		if e := (*fs.PathError)(nil); errors.As(err, &e) {
+			err = e.Err
+		}
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	c, err := parseConf(string(text), tools)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// parseConf follows the parsers of ksmbd-tools 3.4 and 3.5, which differ: before
+// 3.5 a comment has a line of its own, and behind a value it is part of it.
+func parseConf(text string, tools toolsRelease) (*conf, error) {
+	c := &conf{tools: tools}
+	old := tools.before(3, 5, 0)
+	if old && text != "" && !strings.HasSuffix(text, "\n") {
+		text, c.cut = text[:len(text)-1], true
+	}
+	var current *section
+	for n, line := range strings.Split(text, "\n") {
+		line, _, _ = strings.Cut(line, "\x00")
+		line = strings.TrimLeft(line, " \t")
+		if isComment(line) {
+			continue
+		}
+		name, isSection := sectionName(line, old)
+		if isSection {
+			current = c.add(name, n+1)
+			continue
+		}
+		e, why := parseEntry(line, tools)
+		if why == "" && current == nil && (e.value != "" || !old) {
+			why = "it is in no section"
+		}
+		if why != "" {
+			return nil, fmt.Errorf("line %d: %s: %s", n+1, printable(line), why)
+		}
+		if current != nil && e.value != "" {
+			current.add(e, tools)
+		}
+	}
+	return c, nil
+}
+
+func isComment(s string) bool { return s == "" || s[0] == ';' || s[0] == '#' }
+
+// isText says whether s has no control characters.
+func isText(s string, tab bool) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && !(tab && r == '\t') || r == 0x7f })
+}
+
+// maxShareName is how long, in bytes, a share's name can be (KSMBD_REQ_MAX_SHARE_NAME).
+const maxShareName = 63
+
+func sectionName(line string, old bool) (string, bool) {
+	if line[0] != '[' {
+		return "", false
+	}
+	name, rest, closed := strings.Cut(line[1:], "]")
+	if old || !closed {
+		return name, closed
+	}
+	return name, name != "" && len(name) <= maxShareName && utf8.ValidString(name) && isText(name, true) &&
+		!strings.Contains(name, "[") && isComment(strings.TrimLeft(rest, " \t"))
+}
+
+// parseEntry returns an entry without a value if that is not there, or says what
+// is wrong.
+func parseEntry(line string, tools toolsRelease) (e entry, why string) {
+	key, value, ok := strings.Cut(line, "=")
+	if !ok || key == "" {
+		return e, "it is neither a section nor a key and its value"
+	}
+	e.key, e.value = strings.TrimRight(key, " \t"), strings.TrimLeft(value, " \t")
+	if tools.before(3, 5, 0) {
+		if isComment(e.value) {
+			e.value = ""
+		}
+		return e, ""
+	}
+	if end := strings.IndexAny(e.value, ";#"); end >= 0 {
+		e.value = e.value[:end]
+	}
+	switch {
+	case strings.ContainsAny(key, ";#") || !isText(key, !tools.before(3, 5, 3)):
+		return e, "the key has a character that it may not have"
+	case !isText(e.value, true):
+		return e, "the value has a character that it may not have"
+	}
+	return e, ""
+}
+
+// add adds a section, or finds the one of that name.
+func (c *conf) add(name string, line int) *section {
+	if s := c.section(name); s != nil {
+		return s
+	}
+	s := &section{name: name, line: line}
+	c.sections = append(c.sections, s)
+	return s
+}
+
+func (c *conf) section(name string) *section {
+	for _, s := range c.sections {
+		if strings.EqualFold(s.name, name) {
+			return s
+		}
+	}
+	return nil
+}
+
+// Until 3.5.2 keys that differ in case are not the same, and both count.
+func (s *section) add(e entry, tools toolsRelease) {
+	same := func(other entry) bool {
+		return other.key == e.key || !tools.before(3, 5, 3) && strings.EqualFold(other.key, e.key)
+	}
+	if !slices.ContainsFunc(s.entries, same) {
+		s.entries = append(s.entries, e)
+	}
+}
+
+// values returns all values that the tools may take for that of a key. Until 3.5.2
+// they take any key that begins so, and of several whichever their hash table has
+// last.
+func (s *section) values(key string, tools toolsRelease) (values []string) {
+	if s == nil {
+		return nil
+	}
+	for _, e := range s.entries {
+		if strings.EqualFold(e.key, key) || tools.before(3, 5, 3) && len(e.key) > len(key) && strings.EqualFold(e.key[:len(key)], key) {
+			values = append(values, e.value)
+		}
+	}
+	return values
+}
+
+// share is a section of ksmbd.conf(5).
+type share struct {
+	name   string
+	path   string   // as ksmbd takes it; "" for none
+	others []string // that it may take instead
+}
+
+// readShares reads ksmbd.conf(5) as ksmbd.mountd does. What a share does not say,
+// [global] does.
+func readShares(c *conf) (shares []share) {
+	global := c.section("global")
+	root := append(global.values("root directory", c.tools), "")[0]
+	for _, s := range c.sections {
+		if s == global || strings.EqualFold(s.name, "ipc$") {
+			continue
+		}
+		all := &section{entries: slices.Clone(s.entries)}
+		if global != nil {
+			for _, e := range global.entries {
+				all.add(e, c.tools)
+			}
+		}
+		paths := all.values("path", c.tools)
+		for i, path := range paths {
+			path = root + path
+			for len(path) > 1 && strings.HasSuffix(path, "/") {
+				path = path[:len(path)-1]
+			}
+			paths[i] = path
+		}
+		sh := share{name: s.name}
+		if len(paths) > 0 {
+			sh.path, sh.others = paths[0], paths[1:]
+		}
+		shares = append(shares, sh)
+	}
+	return shares
+}

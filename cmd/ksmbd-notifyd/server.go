@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/ipc"
+)
+
+// server is the daemon.
+type server struct {
+	file    string // with settings
+	verbose int    // how many -v there are, whatever the settings
+	once    bool
+
+	log    *slog.Logger
+	level  *slog.LevelVar
+	daemon *ipc.Daemon
+}
+
+func (s *server) serve(stderr io.Writer) error {
+	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
+		return err
+	}
+	settings, err := readSettings(s.file)
+	if err != nil {
+		return err
+	}
+	// One goroutine has all the work: others to wake only delay it.
+	runtime.GOMAXPROCS(1)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before anybody knows of us
+	defer signal.Stop(hangup)
+	s.level = new(slog.LevelVar)
+	s.setLevel(settings)
+	s.log = newLogger(stderr, s.level)
+
+	status, err := listen(runtimeDir())
+	switch {
+	case errors.Is(err, errRunning):
+		return err
+	case err != nil: // clients do not wait for that
+		s.log.Error("there will be no status", "err", err)
+	default:
+		defer status.Close()
+	}
+	systemd := &systemd{log: s.log, root: "/", limit: queueLimit()}
+	group, err := fanotify.Open(quieter(s.log))
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	s.daemon = ipc.NewDaemon(s.log, ipc.Fanotify(group))
+	s.daemon.Once = s.once
+	s.daemon.Policy = settings.policy
+	s.daemon.Changed = systemd.changed
+	s.daemon.Inherited, s.daemon.Leaves = systemd.inherited(), systemd.isThere()
+
+	var tasks errgroup.Group
+	tasks.Go(func() error {
+		defer cancel() // the others end with it
+		return s.daemon.Run(ctx)
+	})
+	tasks.Go(func() error { systemd.run(ctx, s.daemon); return nil })
+	tasks.Go(func() error { s.reload(ctx, hangup); return nil })
+	if status != nil {
+		tasks.Go(func() error { status.serve(ctx, s.log, s.daemon); return nil })
+	}
+	err = tasks.Wait()
+	if s.daemon.Left != nil {
+		systemd.store(s.daemon.Left)
+	}
+	return err
+}
+
+// reload follows the settings anew at each SIGHUP. Those that are not in order
+// change nothing.
+func (s *server) reload(ctx context.Context, hangup <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		settings, err := readSettings(s.file)
+		if err != nil {
+			s.log.Error("the settings stay as they are", "reason", err)
+			continue
+		}
+		s.setLevel(settings)
+		if err := s.daemon.SetPolicy(ctx, settings.policy); err != nil {
+			return // it ends
+		}
+		s.log.Info("settings were read", "file", s.file, "verbose", max(s.verbose, settings.verbose), "restrictions", settings.policy.String())
+	}
+}
+
+func (s *server) setLevel(settings settings) {
+	s.level.Set(verbosity[max(s.verbose, settings.verbose)])
+}
