@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -207,6 +208,7 @@ func (x *mixer) step() (movedIn bool) {
 }
 
 type convergence struct {
+	ops                       Op
 	t                         *testing.T
 	g                         *Group
 	mix                       *mixer
@@ -215,7 +217,7 @@ type convergence struct {
 	dead                      bool
 }
 
-func newConvergence(t *testing.T, kind string) *convergence {
+func newConvergence(t *testing.T, kind string, ops Op) *convergence {
 	root := mountTest(t, kind)
 	for _, d := range []string{"w", "out"} {
 		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
@@ -223,11 +225,14 @@ func newConvergence(t *testing.T, kind string) *convergence {
 		}
 	}
 	seed := *convergeSeed
+	if text := os.Getenv("SEED"); seed == 0 && text != "" {
+		seed, _ = strconv.ParseUint(text, 10, 64)
+	}
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	t.Logf("-seed %d", seed)
-	c := &convergence{t: t, g: openTest(t), mix: &mixer{Rand: rand.New(rand.NewPCG(seed, 0)), root: root}}
+	t.Logf("SEED=%d", seed)
+	c := &convergence{ops: ops, t: t, g: openTest(t), mix: &mixer{Rand: rand.New(rand.NewPCG(seed, 0)), root: root}}
 	for i, tree := range []bool{true, true, false} {
 		m := &model{t: t, dir: filepath.Join(root, "w"), tree: tree, prune: i == 1, names: make(map[string]bool)}
 		m.watch = c.watch(m)
@@ -241,7 +246,7 @@ func (c *convergence) watch(m *model) *Watch {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	w, err := c.g.Watch(dir, m.tree, Create|Delete|Rename|Modify|Attrib, m.apply)
+	w, err := c.g.Watch(dir, m.tree, c.ops, m.apply)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -314,7 +319,7 @@ func TestConverge(t *testing.T) {
 	for _, f := range testFilesystems {
 		for _, mode := range []string{"warm", "cold", "small", "threads", "heirs"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
-				c := newConvergence(t, f.name)
+				c := newConvergence(t, f.name, allOps)
 				turns := []func(func()){func(do func()) { do() }}
 				if mode == "threads" {
 					c.mix.flat = true
@@ -352,13 +357,49 @@ func TestConverge(t *testing.T) {
 	}
 }
 
+// passers are watches that come and go, and have marks widened and narrowed, while
+// others stay.
+type passers struct {
+	c    *convergence
+	open []*Watch
+}
+
+// pass opens a watch, of anything anywhere, or closes one.
+func (p *passers) pass() {
+	x := p.c.mix
+	if len(p.open) > 2 || len(p.open) > 0 && x.IntN(2) == 0 {
+		i := x.IntN(len(p.open))
+		if err := p.open[i].Close(); err != nil {
+			p.c.t.Fatal(err)
+		}
+		p.open = append(p.open[:i], p.open[i+1:]...)
+		return
+	}
+	path := filepath.Join(x.root, "w")
+	for range x.IntN(3) {
+		path = filepath.Join(path, string(rune('a'+x.IntN(3))))
+	}
+	dir, err := os.OpenFile(path, syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return // there is none now
+	}
+	w, err := p.c.g.Watch(dir, x.IntN(4) > 0, Op(1+x.IntN(1<<opCount-1)), func(Change) {})
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESTALE) {
+		p.c.t.Fatal(err)
+	}
+	if err == nil {
+		p.open = append(p.open, w)
+	}
+}
+
 // TestConvergeRace drains while several threads do things, and hands over now
 // and then.
 func TestConvergeRace(t *testing.T) {
 	for _, f := range testFilesystems {
 		t.Run(f.name, func(t *testing.T) {
-			c := newConvergence(t, f.name)
-			mixers := []*mixer{c.mix}
+			c := newConvergence(t, f.name, Create|Delete|Rename) // which others widen
+			passers := passers{c: c}
+			mixers := []*mixer{{Rand: rand.New(rand.NewPCG(c.mix.Uint64(), 2)), root: c.mix.root}}
 			for i := range 2 {
 				mixers = append(mixers, &mixer{Rand: rand.New(rand.NewPCG(c.mix.Uint64(), uint64(i))), root: c.mix.root})
 			}
@@ -384,8 +425,15 @@ func TestConvergeRace(t *testing.T) {
 					done()
 				}()
 				for c.g.Wait(ctx) == nil {
-					if rand.IntN(16) == 0 {
+					switch c.mix.IntN(16) {
+					case 0:
+						for _, w := range passers.open {
+							w.Close()
+						}
+						passers.open = nil
 						c.handOver(func() {})
+					case 1, 2, 3, 4:
+						passers.pass()
 					}
 					c.drain()
 				}
@@ -393,10 +441,85 @@ func TestConvergeRace(t *testing.T) {
 				c.drain()
 				c.check()
 			}
-			for _, x := range mixers[1:] {
+			for _, x := range mixers {
 				c.mix.count += x.count
 			}
 			t.Logf("%d operations, %d rounds, %d overflows, %d listings", c.mix.count, c.rounds, c.overflows, c.listed)
+		})
+	}
+}
+
+// TestWiden: while directories are made with others in them, a second client comes with a
+// wider filter, and goes. The first is told of every name, each once and after that
+// of its directory, and the second of no name without its directory.
+func TestWiden(t *testing.T) {
+	for _, f := range testFilesystems {
+		t.Run(f.name, func(t *testing.T) {
+			mnt := mountTest(t, f.name)
+			g := openTest(t)
+			defer g.Close()
+			names, lists := make(map[string]int), 0
+			open := func(tree bool, ops Op, fn func(Change)) *Watch {
+				dir, err := os.Open(mnt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w, err := g.Watch(dir, tree, ops, fn)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return w
+			}
+			check := func(names map[string]int, c Change, strict bool) {
+				if c.Op == Overflow {
+					lists++
+					return
+				}
+				name := string(c.Name)
+				if names[name]++; names[name] > 1 {
+					t.Errorf("%s was told twice", name)
+				}
+				if above := filepath.Dir(name); strict && above != "." && names[above] == 0 {
+					t.Errorf("%s was told without %s", name, above)
+				}
+			}
+			open(true, Create, func(c Change) { check(names, c, true) })
+			ctx, done := context.WithCancel(context.Background())
+			made := 0
+			go func() {
+				defer done()
+				for end := time.Now().Add(*convergeFor); time.Now().Before(end); made++ {
+					d := fmt.Sprintf("%s/%d", mnt, made)
+					if err := errJoin(os.MkdirAll(d+"/x/y", 0o755), os.WriteFile(d+"/f", nil, 0o600), os.WriteFile(d+"/x/y/g", nil, 0o600)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}()
+			for ctx.Err() == nil {
+				second := make(map[string]int)
+				w := open(true, Create|Attrib|Modify, func(c Change) {
+					if c.Op == Create && c.Dir {
+						second[string(c.Name)] = 1
+					}
+				})
+				if err := g.Wait(ctx); err == nil {
+					drain(t, g)
+				}
+				w.Close()
+			}
+			drain(t, g)
+			for i := range made {
+				for _, n := range []string{"", "/x", "/x/y", "/f", "/x/y/g"} {
+					if n = fmt.Sprint(i, n); names[n] == 0 {
+						t.Errorf("%s was not told", n)
+					}
+				}
+			}
+			if lists > 0 {
+				t.Errorf("%d needless listings", lists)
+			}
+			t.Logf("%d directories", made)
 		})
 	}
 }

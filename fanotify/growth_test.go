@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// BenchmarkGrowth does with many watches what should cost the same with few: what is
+// measured is one operation with its Drain.
+func BenchmarkGrowth(b *testing.B) {
+	for _, what := range []string{"directories", "trees", "one"} {
+		for _, n := range []int{1_000, 10_000, 100_000} {
+			if what == "trees" && n > 10_000 {
+				continue
+			}
+			g := openBench(b)
+			dir := mountTest(b, "tmpfs")
+			extra := filepath.Join(dir, "extra")
+			elsewhere := filepath.Join(dir, "elsewhere")
+			if err := errJoin(os.Mkdir(extra, 0o755), os.Mkdir(elsewhere, 0o755)); err != nil {
+				b.Fatal(err)
+			}
+			var watches []*Watch
+			if what == "one" {
+				for range n {
+					watches = append(watches, watchBench(b, g, dir, false, allOps, func(Change) {}))
+				}
+			} else {
+				for _, path := range makeDirs(b, dir, n) {
+					watches = append(watches, watchBench(b, g, path, what == "trees", allOps, func(Change) {}))
+				}
+			}
+			drain(b, g)
+			watched := watches[0].dir.Name()
+			name := func(op string) string { return fmt.Sprintf("op=%s/%s=%d", op, what, n) }
+			b.Run(name("open+close"), func(b *testing.B) {
+				for b.Loop() {
+					watchBench(b, g, extra, what == "trees", allOps, nil).Close()
+				}
+			})
+			b.Run(name("event"), func(b *testing.B) {
+				path := filepath.Join(watched, "f")
+				if what == "one" {
+					path = filepath.Join(extra, "f")
+					watchBench(b, g, extra, false, allOps, func(Change) {})
+				}
+				touch(b, path)
+				drain(b, g)
+				for b.Loop() {
+					if err := os.Chmod(path, 0o600); err != nil {
+						b.Fatal(err)
+					}
+					drain(b, g)
+				}
+			})
+			b.Run(name("mkdir"), func(b *testing.B) {
+				path := filepath.Join(watched, "d")
+				if what == "one" {
+					path = filepath.Join(extra, "d")
+				}
+				for b.Loop() {
+					if err := errJoin(os.Mkdir(path, 0o700), os.Remove(path)); err != nil {
+						b.Fatal(err)
+					}
+					drain(b, g)
+				}
+			})
+			b.Run(name("mount"), func(b *testing.B) {
+				for b.Loop() {
+					if err := unix.Mount("none", elsewhere, "tmpfs", 0, "size=1m"); err != nil {
+						b.Fatal(err)
+					}
+					drain(b, g)
+					if err := unix.Unmount(elsewhere, 0); err != nil {
+						b.Fatal(err)
+					}
+					drain(b, g)
+				}
+			})
+			began := time.Now()
+			for _, w := range watches {
+				w.Close()
+			}
+			b.Run(name("close"), func(b *testing.B) {
+				for b.Loop() {
+				}
+				b.ReportMetric(float64(time.Since(began).Nanoseconds())/float64(n), "ns/close")
+			})
+			g.Close()
+		}
+	}
+}
