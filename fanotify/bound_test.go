@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestDrainBound: whatever the others do, a Drain takes time for what they did and waits
+// for nobody, but for the few milliseconds of its patience.
+func TestDrainBound(t *testing.T) {
+	for _, f := range testFilesystems {
+		if f.mkfs != "" || f.name == "subvolume" || f.name == "overlay-export" {
+			continue // as tmpfs, but slower to make
+		}
+		t.Run(f.name, func(t *testing.T) {
+			for _, c := range []struct {
+				what string
+				n    int
+				do   func(dir string, n int) error
+			}{
+				{"files in a new directory", 400, func(dir string, n int) error {
+					if err := os.MkdirAll(dir+"/a/b", 0o755); err != nil {
+						return err
+					}
+					for i := range n {
+						if err := os.WriteFile(fmt.Sprint(dir, "/a/b/", i), nil, 0o600); err != nil {
+							return err
+						}
+					}
+					return nil
+				}},
+				{"threads that rename twice and end", 100, func(dir string, n int) error {
+					return eachThread(n, func(i int) error {
+						path := fmt.Sprint(dir, "/", i)
+						return errJoin(os.WriteFile(path, nil, 0o600), os.Rename(path, path+"a"), os.Rename(path+"a", path))
+					})
+				}},
+				{"directories made and removed", 100, func(dir string, n int) error {
+					for i := range n {
+						d := fmt.Sprint(dir, "/", i)
+						if err := errJoin(os.MkdirAll(d+"/x/y", 0o755), os.RemoveAll(d)); err != nil {
+							return err
+						}
+					}
+					return nil
+				}},
+			} {
+				t.Run(c.what, func(t *testing.T) {
+					mnt := mountTest(t, f.name)
+					runtime.LockOSThread()
+					defer runtime.UnlockOSThread()
+					each := func(n int) time.Duration { // of a Drain, for each of n
+						best := time.Hour
+						for try := range 4 {
+							g := openTest(t)
+							dir := fmt.Sprintf("%s/%d-%d", mnt, n, try)
+							if err := os.Mkdir(dir, 0o755); err != nil {
+								t.Fatal(err)
+							}
+							_, told := watchTest(t, g, dir, true, allOps)
+							if err := c.do(dir, n); err != nil {
+								t.Fatal(err)
+							}
+							began := threadTime(t)
+							drain(t, g)
+							best = min(best, threadTime(t)-began)
+							if waited := patience - g.patience; waited > 1 {
+								t.Errorf("%d: waited %d times", n, waited)
+							}
+							if len(*told) < n {
+								t.Errorf("%d: told of %d changes alone", n, len(*told))
+							}
+							g.Close()
+						}
+						return best / time.Duration(n)
+					}
+					few, many := each(c.n), each(4*c.n)
+					t.Logf("for each of %d %v, of %d %v", c.n, few, 4*c.n, many)
+					if many > 3*few { // it would be four times as long if each looked at all others
+						t.Errorf("for each of %d %v, of %d %v", c.n, few, 4*c.n, many)
+					}
+				})
+			}
+		})
+	}
+}
+
+// eachThread has n threads do something, one after the other, and end.
+func eachThread(n int, do func(i int) error) error {
+	var first error
+	for i := range n {
+		var thread sync.WaitGroup
+		thread.Go(func() {
+			runtime.LockOSThread() // and never unlocked: it ends with the goroutine
+			if err := do(i); err != nil {
+				first = err
+			}
+		})
+		thread.Wait()
+	}
+	return first
+}
+
+// threadTime returns how long the processor has worked for this thread.
+func threadTime(t *testing.T) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
