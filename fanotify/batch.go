@@ -173,7 +173,7 @@ func (fs *filesystem) entry(e *event) {
 	fs.findOrLose(s, dir, name, ops)
 	if len(s.hits) > 0 {
 		if isDir && ops&Create != 0 {
-			fs.how.appeared(fs.get(e.fid), dir, string(name), false)
+			fs.how.appeared(fs.get(e.fid), dir, string(name), made)
 		}
 		if !fs.nameless(e, s, dir, ops) {
 			fs.tellEntry(e, s, dir, ops)
@@ -319,9 +319,9 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 	}
 	for _, r := range fs.renames {
 		switch {
-		case r.node == moved && r.from == to && r.old == name:
+		case r.node == moved && to != nil && r.from == to && r.old == name:
 			fs.misnamed() // it is back, and if it left again the kernel has merged that with r
-		case r.node != moved && r.node.parent == from && r.node.name == old:
+		case r.node != moved && from != nil && r.node.parent == from && r.node.name == old:
 			fs.misnamed() // exchanged: a client has mixed what is below the two
 		}
 	}
@@ -334,7 +334,11 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	fs.findOrLose(a, from, old, ^Op(0))
 	fs.findOrLose(b, to, new, ^Op(0))
 	if moved != nil && len(b.hits) > 0 {
-		fs.how.appeared(moved, to, string(new), len(a.hits) == 0)
+		how := renamed
+		if len(a.hits) == 0 {
+			how = movedIn
+		}
+		fs.how.appeared(moved, to, string(new), how)
 	}
 	fs.g.movedIn = fs.g.movedIn || isDir && (len(a.hits) < len(b.hits) || moved != nil && moved.mounts != nil)
 	if len(a.hits) > 0 {

@@ -29,6 +29,7 @@ type filesystem struct {
 	asked   [opCount]int // watches that ask for an op
 	trees   int          // watch trees
 	points  []*point     // where it is mounted below watch trees
+	held    int          // not to be closed yet
 	nested  uint64       // what its mark has for the sake of these
 
 	nodes  map[string]*node // by handle
@@ -116,7 +117,7 @@ func fsid(fd int) (id uint64, kind int64, err error) {
 
 // close drops the filesystem after its last watch.
 func (fs *filesystem) close() {
-	if len(fs.watches) > 0 || len(fs.points) > 0 {
+	if len(fs.watches) > 0 || len(fs.points) > 0 || fs.held > 0 {
 		return
 	}
 	maps.DeleteFunc(fs.g.filesystems, func(_ fsKey, other *filesystem) bool { return other == fs })

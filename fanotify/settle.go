@@ -43,7 +43,10 @@ var seed = maphash.MakeSeed()
 // settle looks at the name; if not, that only updates a name that is to be looked
 // at already, or comes to be when another thread undoes it.
 func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
-	if len(fs.doubts) == 0 && !doubtful && !fs.g.crowd() {
+	// Where handles are not the kernel's own, a file may have several: its events are
+	// merged past those of its other handles.
+	undone := fs.g.crowd() || !fs.how.whole()
+	if len(fs.doubts) == 0 && !doubtful && !undone {
 		return
 	}
 	d.dir, d.sure = dir, !doubtful
@@ -55,7 +58,7 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 			d.file = nil
 		}
 		*was = d
-	} else if doubtful || fs.g.crowd() {
+	} else if doubtful || undone {
 		fs.doubtful[key] = len(fs.doubts)
 		fs.doubts = append(fs.doubts, d)
 	}

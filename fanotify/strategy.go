@@ -35,9 +35,8 @@ type strategy interface {
 	locate(n *node) error
 	// open opens n with O_PATH, in the mount with that id or, if it is 0, any.
 	open(n *node, mountID int) (int, error)
-	// appeared says that the directory n came into sight as name in dir: it was made
-	// there or, if it moved, renamed.
-	appeared(n, dir *node, name string, moved bool)
+	// appeared says that the directory n is name in dir now, and how it came there.
+	appeared(n, dir *node, name string, how arrival)
 	// uncovered says that a mount that was over a directory of the filesystem has gone.
 	uncovered(p *point)
 	// settle is called when a batch has been told.
@@ -47,6 +46,15 @@ type strategy interface {
 	// forget drops the handle tree, to have it looked up as it is.
 	forget()
 }
+
+// An arrival is how a directory came to where it is.
+type arrival int
+
+const (
+	made    arrival = iota // there
+	renamed                // from where watches saw it
+	movedIn                // from where none did, with all that is in it
+)
 
 // chosen is how a filesystem is watched, and what it is known by.
 type chosen struct {
@@ -76,10 +84,8 @@ func (g *Group) choose(fd int, dev uint64, tree bool) (chosen, error) {
 		return chosen{}, fmt.Errorf("marking filesystem: %w", err)
 	case tree:
 		return chosen{new(directoryMarks), dev, id}, nil
-	case canOpen(fd):
-		return chosen{new(singleMarks), dev, id}, nil
 	default:
-		return chosen{new(singleMarksByName), dev, id}, nil
+		return chosen{new(singleMarks), dev, id}, nil
 	}
 }
 
@@ -96,18 +102,4 @@ func canMark(q *queue, fd int) error {
 		return err
 	}
 	return unix.FanotifyMark(q.fd, unix.FAN_MARK_REMOVE|how, mask, fd, "")
-}
-
-// canOpen says whether the directory that fd is open on can be opened by its
-// handle.
-func canOpen(fd int) bool {
-	h, _, err := handleAt(fd, "")
-	if err != nil {
-		return false
-	}
-	opened, err := openHandle(fd, string(h), unix.O_DIRECTORY)
-	if err == nil {
-		unix.Close(opened)
-	}
-	return err == nil
 }

@@ -243,12 +243,14 @@ func (*directoryMarks) locate(*node) error { return nil }
 
 // appeared marks the tree of n, and has it told what is in there, if n did not
 // bring that along.
-func (s *directoryMarks) appeared(n, dir *node, name string, moved bool) {
-	if n.marked && !n.pending && !moved && n.parent == dir && n.name == name {
+func (s *directoryMarks) appeared(n, dir *node, name string, how arrival) {
+	known := n.marked && !n.pending
+	if known && (how == renamed || how == made && n.parent == dir && n.name == name) {
 		return
 	}
-	if err := s.tryEnter(n, dir, name, !moved); err != nil {
-		s.unentered = append(s.unentered, unentered{n, !moved})
+	tell := how != movedIn
+	if err := s.tryEnter(n, dir, name, tell); err != nil {
+		s.unentered = append(s.unentered, unentered{n, tell})
 	}
 }
 
@@ -288,7 +290,7 @@ func (s *directoryMarks) uncovered(p *point) {
 	}
 	n := s.fs.get(h)
 	s.fs.move(n, p.dir, p.name)
-	s.appeared(n, p.dir, p.name, true)
+	s.appeared(n, p.dir, p.name, movedIn)
 }
 
 // settle tries again, when the batch has been told, to mark what could not be. If

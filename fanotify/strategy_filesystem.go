@@ -89,7 +89,7 @@ func (s *filesystemMark) open(n *node, mountID int) (int, error) {
 	return -1, errGone
 }
 
-func (*filesystemMark) appeared(_, _ *node, _ string, _ bool) {}
+func (*filesystemMark) appeared(_, _ *node, _ string, _ arrival) {}
 
 func (*filesystemMark) uncovered(*point) {}
 

@@ -9,16 +9,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// singleMarks has a mark on each watched directory, where there is no filesystem
-// mark and no watch tree.
+// singleMarks has a mark on each watched directory, where there is no filesystem mark
+// and no watch tree.
+//
+// An event that a directory has of its own attributes says neither its name nor where
+// it is, and not everywhere can it be opened by its handle. So the marks also tell which
+// directories are made, renamed and removed in those that are watched, and once
+// that is needed they are listed.
 type singleMarks struct{ filesystemMark }
 
 func (*singleMarks) whole() bool { return false }
+
+func (*singleMarks) follows() bool { return true }
 
 func (*singleMarks) alone(*Watch) bool { return true }
 
 func (s *singleMarks) masks(w *Watch) (directory, wide uint64) {
 	directory, _ = s.filesystemMark.masks(w)
+	if w.ops&data != 0 {
+		directory |= unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_RENAME
+	}
 	return directory, 0
 }
 
@@ -26,23 +36,7 @@ func (*singleMarks) arm(*node, *view, uint64) error { return nil }
 
 func (*singleMarks) disarm(*view, uint64) error { return nil }
 
-// singleMarksByName is that where handles can be compared, and not opened: an event
-// that a directory has of its own attributes says neither its name nor where it
-// is. So the marks also tell which directories are made, renamed and removed in
-// those that are watched, and once that is needed they are listed.
-type singleMarksByName struct{ singleMarks }
-
-func (*singleMarksByName) follows() bool { return true }
-
-func (s *singleMarksByName) masks(w *Watch) (directory, wide uint64) {
-	directory, _ = s.singleMarks.masks(w)
-	if w.ops&data != 0 {
-		directory |= unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_RENAME
-	}
-	return directory, 0
-}
-
-func (s *singleMarksByName) locate(n *node) error {
+func (s *singleMarks) locate(n *node) error {
 	for _, w := range s.fs.watches {
 		if d := w.node; !d.listed {
 			d.listed = true
@@ -52,13 +46,13 @@ func (s *singleMarksByName) locate(n *node) error {
 		}
 	}
 	if n.parent == nil && n.site == nil {
-		return errOpaque
+		return errUnlisted
 	}
 	return nil
 }
 
 // list notes the names of the directories in d.
-func (s *singleMarksByName) list(d *node) error {
+func (s *singleMarks) list(d *node) error {
 	fd, err := unix.Openat(int(d.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening directory: %w", err)
@@ -84,14 +78,14 @@ func (s *singleMarksByName) list(d *node) error {
 	return nil
 }
 
-func (s *singleMarksByName) open(n *node, mountID int) (int, error) {
+func (s *singleMarks) open(n *node, mountID int) (int, error) {
 	if n.site != nil {
 		return unix.FcntlInt(n.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	}
-	return -1, errOpaque
+	return -1, errUnlisted
 }
 
-func (s *singleMarksByName) forget() {
+func (s *singleMarks) forget() {
 	s.fs.forgetNodes()
 	for _, w := range s.fs.watches {
 		w.node.listed = false

@@ -19,12 +19,12 @@ const (
 )
 
 var (
-	errGone    = errors.New("directory was removed")
-	errMoving  = errors.New("directory does not stay in its place")
-	errOutside = errors.New("directory is not below this mount's root")
-	errTooDeep = errors.New("path too long")
-	errCovered = errors.New("something is mounted over a directory above")
-	errOpaque  = errors.New("directories cannot be opened by their handles here")
+	errGone     = errors.New("directory was removed")
+	errMoving   = errors.New("directory does not stay in its place")
+	errOutside  = errors.New("directory is not below this mount's root")
+	errTooDeep  = errors.New("path too long")
+	errCovered  = errors.New("something is mounted over a directory above")
+	errUnlisted = errors.New("directory is in none that is watched")
 )
 
 // A node is a directory.
@@ -36,7 +36,7 @@ type node struct {
 
 	marked  bool // it is marked as part of a watch tree, see directoryMarks
 	pending bool // it was, before the event was told that it came into another's sight
-	listed  bool // the directories in it are known, see singleMarksByName
+	listed  bool // the directories in it are known, see singleMarks
 
 	prev, next *node    // in the lru ring; nil for nodes that are needed
 	*site               // nil for directories that are not held open

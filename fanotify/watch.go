@@ -288,6 +288,7 @@ func (w *Watch) Close() error {
 func (w *Watch) stop() error {
 	fs, n := w.fs, w.node
 	w.closed = true
+	fs.held++
 	drop(&fs.watches, w.inFS, func(o *Watch, i int) { o.inFS = i })
 	drop(&n.watches, w.inNode, func(o *Watch, i int) { o.inNode = i })
 	fs.ask(w, -1)
@@ -310,6 +311,7 @@ func (w *Watch) stop() error {
 	if w.tree {
 		fs.unsee(w.view)
 	}
+	fs.held--
 	fs.close()
 	return err
 }
