@@ -189,6 +189,8 @@ func (fs *filesystem) tellEntry(e *event, s *scope, dir *node, ops Op) {
 	name, isDir := e.at.name, e.mask&unix.FAN_ONDIR != 0
 	if ops&Create == 0 {
 		fs.reveal(s, dir, name)
+	} else if fs.expecting {
+		fs.revealDirectory(dir)
 	}
 	c := fs.change(e, e.fid)
 	c.Parent = dir.handle
@@ -343,6 +345,9 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	fs.g.movedIn = fs.g.movedIn || isDir && (len(a.hits) < len(b.hits) || moved != nil && moved.mounts != nil)
 	if len(a.hits) > 0 {
 		fs.reveal(a, from, old)
+	}
+	if len(b.hits) > 0 && fs.expecting {
+		fs.revealDirectory(to)
 	}
 	if len(b.hits) > 0 && fs.asks(Delete) && fs.replaces(e, to) {
 		b.tell(Change{Op: Delete, Dir: isDir, Parent: to.handle})

@@ -479,7 +479,7 @@ func TestWiden(t *testing.T) {
 				if names[name]++; names[name] > 1 {
 					t.Errorf("%s was told twice", name)
 				}
-				if above := filepath.Dir(name); strict && above != "." && names[above] == 0 {
+				if above := filepath.Dir(name); strict && lists == 0 && above != "." && names[above] == 0 {
 					t.Errorf("%s was told without %s", name, above)
 				}
 			}
@@ -509,6 +509,10 @@ func TestWiden(t *testing.T) {
 				w.Close()
 			}
 			drain(t, g)
+			if g.Overflows() > 0 {
+				t.Logf("%d directories, too many for the queue", made)
+				return
+			}
 			for i := range made {
 				for _, n := range []string{"", "/x", "/x/y", "/f", "/x/y/g"} {
 					if n = fmt.Sprint(i, n); names[n] == 0 {

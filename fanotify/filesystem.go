@@ -41,9 +41,10 @@ type filesystem struct {
 	hidden bool             // some are taken to be out of sight, since something is mounted over them
 	retry  time.Time        // when to try again to mark what could not be; else zero
 
-	doubts   []doubt // see settle.go
-	doubtful map[doubtKey]int
-	renames  []rename
+	doubts    []doubt // see settle.go
+	expecting bool    // some are of names that a walk found
+	doubtful  map[doubtKey]int
+	renames   []rename
 }
 
 // A fsKey names a filesystem. One without a filesystem mark stands twice: its

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -82,18 +83,39 @@ func (fs *filesystem) expect(dir *node, name string, isDir bool) {
 	if d := fs.believed(dir, []byte(name)); d != nil && d.present {
 		return
 	}
+	fs.expecting = true
 	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, merged: true, expected: true}, true)
 }
 
 // reveal tells the watches in s that name was made in dir, if a walk found it and
-// that was not told: something else is about to be.
+// that was not told: something else is about to be. So it is with the directories
+// above.
 func (fs *filesystem) reveal(s *scope, dir *node, name []byte) {
-	d := fs.believed(dir, name)
-	if d == nil || !d.expected {
+	if !fs.expecting {
 		return
 	}
-	d.expected, d.present = false, true
-	s.tell(Change{Op: Create, Dir: d.isDir, Parent: dir.handle, Read: fs.g.reads})
+	fs.revealDirectory(dir)
+	if d := fs.believed(dir, name); d != nil && d.expected {
+		d.expected, d.present = false, true
+		s.tell(Change{Op: Create, Dir: d.isDir, Parent: dir.handle, Read: fs.g.reads})
+	}
+}
+
+// revealDirectory does that for the directory n and those above, the highest first.
+func (fs *filesystem) revealDirectory(n *node) {
+	var expected []*node
+	for steps := 0; n != nil && n.parent != nil && steps < maxPath/2; steps++ { // outdated positions can be a loop
+		if d := fs.believed(n.parent, []byte(n.name)); d != nil && d.expected {
+			d.expected, d.present = false, true
+			expected = append(expected, n)
+		}
+		n = n.parent
+	}
+	for _, n := range slices.Backward(expected) {
+		s := &fs.g.nesting
+		fs.findOrLose(s, n.parent, []byte(n.name), Create)
+		s.tell(Change{Op: Create, Dir: true, Parent: n.parent.handle, Read: fs.g.reads})
+	}
 }
 
 // maxPutOff bounds how often a Drain puts off what differs. Somebody who never
@@ -118,12 +140,16 @@ func (fs *filesystem) settle() {
 			}
 		}
 		for _, d := range differ {
-			fs.correct(&d)
+			if present := d.st != nil; d.err != nil || d.present != present || d.isDir != d.nowDir() { // nor revealed meanwhile
+				fs.correct(&d)
+			}
+			d.expected = false
 		}
 	}
 	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
 		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
 	}
+	fs.expecting = false
 	switch n := len(fs.doubts); {
 	case n > keepDoubts:
 		fs.doubts, fs.doubtful = nil, make(map[doubtKey]int)
@@ -214,6 +240,9 @@ func (fs *filesystem) correct(d *difference) {
 		return // nothing has merged: what took the directory away waits unread, and what left it before
 	case d.nowDir() && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
 		fs.misnamed()
+	}
+	if fs.expecting {
+		fs.revealDirectory(d.dir)
 	}
 	fs.findOrLose(s, d.dir, d.name, op)
 	s.tell(Change{Op: op, Dir: d.nowDir() || !present && d.isDir, Parent: d.dir.handle})

@@ -79,9 +79,12 @@ var oddities = []oddity{
 	{"chmod of a directory below", func(dir string) error {
 		return errJoin(os.Mkdir(dir+"/d", 0o755), os.Chmod(dir+"/d", 0o700))
 	}, []string{"create d/", "attrib d/"}},
+	{"made", func(dir string) error {
+		return errJoin(os.WriteFile(dir+"/f", nil, 0o600), os.WriteFile(dir+"/g", nil, 0o600))
+	}, []string{"create f", "create g"}},
 	{"replaced by a rename", func(dir string) error {
-		return errJoin(os.WriteFile(dir+"/f", nil, 0o600), os.WriteFile(dir+"/g", nil, 0o600), os.Rename(dir+"/f", dir+"/g"))
-	}, []string{"create f", "create g", "delete g", "rename f -> g"}},
+		return os.Rename(dir+"/f", dir+"/g")
+	}, []string{"delete g", "rename f -> g"}},
 }
 
 type oddity struct {
