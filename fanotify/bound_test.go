@@ -59,7 +59,7 @@ func TestDrainBound(t *testing.T) {
 					defer runtime.UnlockOSThread()
 					each := func(n int) time.Duration { // of a Drain, for each of n
 						best := time.Hour
-						for try := range 4 {
+						for try := range 2 {
 							g := openTest(t)
 							dir := fmt.Sprintf("%s/%d-%d", mnt, n, try)
 							if err := os.Mkdir(dir, 0o755); err != nil {
