@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -34,6 +35,9 @@ type Options struct {
 	Credits        uint16 // to ask for while the session is set up
 
 	ClientGUID [16]byte // zero: made up
+
+	PreviousSession uint64 // the one that this replaces, MS-SMB2 2.2.5
+	ReadBuffer      int    // of the socket, in bytes; 0: the system's
 }
 
 // errShort is a response too short for its command.
@@ -57,23 +61,42 @@ func dial(ctx context.Context, addr string, o Options, main *Conn) (*Conn, error
 	if ccm := o.Cipher == AES128CCM; o.Cipher != CipherNone && o.Dialect < Dialect311 && (!ccm || o.Dialect < Dialect300) {
 		return nil, fmt.Errorf("dialect %v has no %v", o.Dialect, o.Cipher)
 	}
-	var d net.Dialer
+	c, err := Connect(ctx, addr, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.sessionSetup(ctx, main, c.preauth); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Connect connects and negotiates, and leaves it at that.
+func Connect(ctx context.Context, addr string, o Options) (*Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if o.ReadBuffer > 0 { // before the window is offered
+			raw.Control(func(fd uintptr) {
+				err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, o.ReadBuffer)
+			})
+		}
+		return err
+	}}
 	nc, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	c := newConn(nc)
 	c.options = o
-	preauth, err := c.negotiate(ctx)
-	if err == nil {
-		err = c.sessionSetup(ctx, main, preauth)
-	}
-	if err != nil {
+	if c.preauth, err = c.negotiate(ctx); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
+
+// LogOn sets up the session that the options name, or tries to once more.
+func (c *Conn) LogOn(ctx context.Context) error { return c.sessionSetup(ctx, nil, c.preauth) }
 
 func (o *Options) securityMode() uint16 {
 	if o.Sign {
@@ -177,12 +200,11 @@ func (c *Conn) sessionSetup(ctx context.Context, main *Conn, preauth []byte) err
 		flags = 1 // SMB2_SESSION_FLAG_BINDING
 	}
 	request := func(token []byte) *Request {
-		return &Request{
-			Command: SessionSetup,
-			Credits: o.Credits,
-			Body: pack(uint16(25), flags, uint8(o.securityMode()), uint32(0), uint32(0), uint16(headerLen+24),
-				uint16(len(token)), uint64(0), token),
-		}
+		r := SetupRequest(token)
+		r.Credits = o.Credits
+		r.Body[2], r.Body[3] = flags, uint8(o.securityMode())
+		le.PutUint64(r.Body[16:], o.PreviousSession)
+		return r
 	}
 	r, call, err := c.roundTrip(ctx, request(ntlmNegotiate()))
 	if !errors.Is(err, StatusMoreProcessingRequired) {
@@ -226,6 +248,15 @@ func (c *Conn) sessionSetup(ctx context.Context, main *Conn, preauth []byte) err
 	defer c.mu.Unlock()
 	c.keys, c.signing, c.binding = k, o.Sign && o.Cipher == CipherNone, nil
 	return nil
+}
+
+// SetupRequest is a SESSION_SETUP with a security token, MS-SMB2 2.2.5.
+func SetupRequest(token []byte) *Request {
+	return &Request{
+		Command: SessionSetup,
+		Body: pack(uint16(25), uint8(0), uint8(1), uint32(0), uint32(0), uint16(headerLen+24), uint16(len(token)),
+			uint64(0), token),
+	}
 }
 
 // roundTrip sends one request and waits for its final response. A status other

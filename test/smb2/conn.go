@@ -61,6 +61,16 @@ type Call struct {
 	interim   bool           // has come; guarded by conn.mu
 }
 
+// Conn is the connection that the request was sent on.
+func (c *Call) Conn() *Conn { return c.conn }
+
+// Answered says whether the final response has come, be it received or not.
+func (c *Call) Answered() bool {
+	c.conn.mu.Lock()
+	defer c.conn.mu.Unlock()
+	return c.conn.calls[c.MessageID] != c
+}
+
 // Recv waits for the call's next response, interim or final.
 func (c *Call) Recv(ctx context.Context) (*Response, error) {
 	var err error
@@ -100,6 +110,7 @@ type Conn struct {
 	options     Options
 	dialect     Dialect
 	maxTransact uint32
+	preauth     []byte // the hash of MS-SMB2 3.1.4.4.1, up to the session's setup
 
 	sending sync.Mutex // keeps MessageIds in the order of the socket
 
@@ -111,13 +122,18 @@ type Conn struct {
 	keys    *keys
 	binding *keys // of the session that the connection is being bound to
 	signing bool
+	raw     *Raw // takes what comes, see Conn.Raw
+	stalled bool // reads nothing any more, see Conn.Stall
 
-	done chan struct{} // closed when the reader has ended
-	err  error         // why; set before done is closed
+	closing sync.Once
+	closed  chan struct{} // by this side
+	done    chan struct{} // closed when the reader has ended
+	err     error         // why; set before done is closed
 }
 
 func newConn(nc net.Conn) *Conn {
-	c := &Conn{nc: nc, credits: 1, calls: make(map[uint64]*Call), done: make(chan struct{})}
+	c := &Conn{nc: nc, credits: 1, calls: make(map[uint64]*Call),
+		closed: make(chan struct{}), done: make(chan struct{})}
 	go c.read()
 	return c
 }
@@ -126,8 +142,17 @@ func newConn(nc net.Conn) *Conn {
 // reader. Calls still pending fail.
 func (c *Conn) Close() error {
 	err := c.nc.Close()
+	c.closing.Do(func() { close(c.closed) })
 	<-c.done
 	return err
+}
+
+// Stall has the connection read nothing any more until it is closed.
+func (c *Conn) Stall() {
+	c.mu.Lock()
+	c.stalled = true
+	c.mu.Unlock()
+	c.nc.SetReadDeadline(time.Unix(1, 0))
 }
 
 // Reset is Close, with a TCP reset.
@@ -153,6 +178,13 @@ func (c *Conn) Credits() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.credits
+}
+
+// SessionID is that of the connection's session, or 0.
+func (c *Conn) SessionID() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
 }
 
 // MaxTransact is the server's MaxTransactSize in bytes.
@@ -262,14 +294,19 @@ func (c *Conn) cancel(ctx context.Context, h Header) error {
 // write sends one frame; c.sending is held. A failed write leaves half a frame
 // behind, so it ends the connection.
 func (c *Conn) write(ctx context.Context, frame []byte) error {
+	// Direct TCP transport: a zero byte and 24 bits of length, MS-SMB2 2.1.
+	return c.writeBytes(ctx, append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...))
+}
+
+// writeBytes sends bytes that need not be a frame.
+func (c *Conn) writeBytes(ctx context.Context, b []byte) error {
 	deadline, _ := ctx.Deadline() // none: no limit but the context's end
 	if err := c.nc.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { c.nc.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
-	// Direct TCP transport: a zero byte and 24 bits of length, MS-SMB2 2.1.
-	_, err := c.nc.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...))
+	_, err := c.nc.Write(b)
 	if err != nil {
 		c.nc.Close()
 	}
@@ -287,6 +324,13 @@ func (c *Conn) read() {
 		if err == nil {
 			_, err = io.ReadFull(c.nc, b)
 		}
+		c.mu.Lock()
+		raw := c.raw
+		c.mu.Unlock()
+		if err == nil && raw != nil {
+			raw.take(b)
+			continue
+		}
 		var responses []*Response
 		if err == nil {
 			responses, err = c.split(b)
@@ -297,6 +341,12 @@ func (c *Conn) read() {
 			seq++
 		}
 		if err != nil {
+			c.mu.Lock()
+			stalled := c.stalled
+			c.mu.Unlock()
+			if stalled {
+				<-c.closed
+			}
 			c.err = fmt.Errorf("frame %d: %w", frame, err)
 			return
 		}
@@ -330,7 +380,8 @@ func (c *Conn) split(b []byte) ([]*Response, error) {
 		}
 		r := &Response{Header: h, Body: msg[headerLen:], Encrypted: encrypted, raw: msg}
 		// The last SESSION_SETUP is signed with a key that it makes: verified there.
-		if h.Flags&FlagSigned != 0 && k != nil {
+		// ksmbd knows no key of a session that is gone, and says that it is with the flag all the same.
+		if h.Flags&FlagSigned != 0 && k != nil && h.Status != StatusUserSessionDeleted {
 			if k.signature(msg) != h.Signature {
 				return nil, fmt.Errorf("%v, message %d, %v: wrong signature", h.Command, h.MessageID, h.Status)
 			}
@@ -349,6 +400,8 @@ func (c *Conn) deliver(r *Response) error {
 	switch {
 	case r.Flags&FlagServerToRedir == 0:
 		return fmt.Errorf("%v, message %d: not a response", r.Command, r.MessageID)
+	case call == nil && r.Command == Cancel && r.Status == StatusUserSessionDeleted:
+		return nil // ksmbd looks for the session before it looks at the command
 	case call == nil:
 		return fmt.Errorf("%v, message %d, %v: nothing waits for it", r.Command, r.MessageID, r.Status)
 	case call.Command != r.Command:

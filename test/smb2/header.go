@@ -69,6 +69,7 @@ const (
 	StatusInternalError          Status = 0xc00000e5
 	StatusCancelled              Status = 0xc0000120
 	StatusFileClosed             Status = 0xc0000128
+	StatusUserSessionDeleted     Status = 0xc0000203
 )
 
 func (s Status) String() string {
@@ -87,6 +88,7 @@ func (s Status) String() string {
 		StatusInternalError:          "INTERNAL_ERROR",
 		StatusCancelled:              "CANCELLED",
 		StatusFileClosed:             "FILE_CLOSED",
+		StatusUserSessionDeleted:     "USER_SESSION_DELETED",
 	}
 	if name, ok := names[s]; ok {
 		return name
