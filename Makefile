@@ -12,7 +12,8 @@
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make check-kernel checkpatch and sparse over kernel/
-# make test-debug   the guest tests under KASAN and lockdep, in user-mode Linux (builds a kernel)
+# make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
+# make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
 #
 # SERIES=7.3 does that for another kernel series, below build/7.3/.
 #
@@ -30,7 +31,7 @@ BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
-# and durable handles in test-regression.
+# and durable handles in test-regression, FUZZ for how long a fuzzer runs and SEED what its input is made of (0: a new one).
 TRIES ?= 10
 SLOW  ?= 2
 FS    ?= tmpfs
@@ -38,8 +39,10 @@ RUN   ?= .
 SAMBA ?=
 LEASES ?=
 export REQUESTS ?= 10000
+export FUZZ SEED
 DEBIAN ?= bookworm trixie
 FUZZ   ?= 10s
+SEED   ?= 0
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse
@@ -52,7 +55,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module deb rpm run test test-unit test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug fuzz bench check-kernel clean FORCE
+.PHONY: all build module deb rpm run test test-unit test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug fuzz fuzz-kernel bench check-kernel clean FORCE
 all: build
 
 build:
@@ -152,10 +155,15 @@ test-install: deb rpm
 	@test/install/rpm.sh build
 	@for release in $(DEBIAN); do test/install/test.sh $$release build; done
 
-test-debug: build $(guest)
+$(BUILD)/debug/bzImage: FORCE $(BUILD)/linux/release
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)
-	nice test/guest/uml.sh $(BUILD)/linux $(BUILD)/uml $(SERIES)
-	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA= UML=$(BUILD)/uml test/guest/test.sh $(BUILD)
+	nice test/guest/debug.sh $(BUILD)/linux $(@D) $(SERIES)
+
+test-debug: build $(guest) $(BUILD)/debug/bzImage
+	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA= DEBUG=$(BUILD)/debug test/guest/test.sh $(BUILD)
+
+fuzz-kernel: RUN = ^TestFuzz
+fuzz-kernel: test-debug
 
 clean:
 	rm -rf build

@@ -53,6 +53,9 @@ func runMain(m *testing.M) (code int) {
 			fail(err)
 		}
 	}()
+	if err := forgetLeaks(); err != nil {
+		fail(err)
+	}
 	if err := setUp(); err != nil {
 		fail(err)
 		return

@@ -69,6 +69,8 @@ func ksmbdConf() string {
 	server max protocol = SMB3_11
 	server multi channel support = yes
 	map to guest = never
+	max connections = 65535
+	max open files = 65535
 ` + leaseOptions(*leases)
 	for _, s := range shares {
 		conf += fmt.Sprintf("[%s]\n\tpath = %s\n\tread only = no\n\tcreate mask = 0777\n\tdirectory mask = 0777\n\t%s\n",
@@ -118,9 +120,9 @@ func setUp() error {
 	return nil
 }
 
-// tearDown stops everything and unloads the module, each within a bounded time.
+// tearDown stops everything and unloads the module, each within a bounded time. Nothing that it had is left then.
 func tearDown() error {
-	return errors.Join(stopNotifyd(), stopMountd(), unloadModule())
+	return errors.Join(stopNotifyd(), stopMountd(), unloadModule(), leaks())
 }
 
 func makeShare() error {

@@ -4,12 +4,13 @@
 # Boots the guest, runs COMMAND there with every FILE in /rig, prints its output as it comes, and leaves in
 # BUILD/guest/out/NAME: test.log, console.log, dmesg.txt and what the command wrote to /out.
 # Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
-# With UML=DIR the guest is user-mode Linux (DIR/linux), else QEMU without KVM, with CPUS processors (2) and, in its
-# root, the cpio archive OVERLAY too. With DISK=DIR it is the system on DIR/root.img instead, booted by DIR's vmlinuz and
+# The guest is QEMU without KVM, with CPUS processors (2) and, in its root, the cpio archive OVERLAY too. With DEBUG=DIR its
+# kernel is DIR/bzImage, see debug.sh. With DISK=DIR it is the system on DIR/root.img instead, booted by DIR's vmlinuz and
 # initrd.img, where a service runs test/guest/job, see test/install/root.sh.
 set -euo pipefail
 
 build=$(realpath "$1")
+debug=${DEBUG:+$(realpath "$DEBUG")}
 name=$2
 limit=$3
 shift 3
@@ -35,19 +36,21 @@ shift
 printf '%q ' exec "$@" > "$tmp/over/rig/job"
 args=(loglevel=5 panic=-1 oops=panic softlockup_panic=1 log_buf_len=4M "rig.timeout=$((limit - 30))")
 
-boot_qemu() {
-	local system thread=multi append="console=ttyS0 mitigations=off ${args[*]}"
+start_qemu() {
+	local system thread=multi memory=2048 append="console=ttyS0 mitigations=off ${args[*]}"
 	if [ -n "${DISK:-}" ]; then
 		tar cf "$tmp/rig.tar" -C "$tmp/over/rig" .
 		system=(-kernel "$DISK/vmlinuz" -initrd "$DISK/initrd.img" -append "root=/dev/vda rw $append"
 			-drive "if=virtio,format=raw,snapshot=on,file=$DISK/root.img" -drive "if=virtio,format=raw,readonly=on,file=$tmp/rig.tar")
 	else
 		{ cat "$build/guest/root.cpio" ${OVERLAY:+"$OVERLAY"}; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
-		system=(-kernel "$build"/linux/img/boot/vmlinuz-* -initrd "$tmp/initrd" -append "rdinit=/init $append")
+		system=("$build"/linux/img/boot/vmlinuz-*)
+		[ -z "$debug" ] || { system=("$debug/bzImage"); memory=4096; }
+		system=(-kernel "${system[@]}" -initrd "$tmp/initrd" -append "rdinit=/init $append")
 		# On two emulated processors that run at once, 7.3 sometimes panics or hangs before its init.
 		case $(cat "$build/linux/release") in 7.*) thread=single ;; esac
 	fi
-	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=$thread -cpu max -M q35 -smp "${CPUS:-2}" -m 2048 \
+	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=$thread -cpu max -M q35 -smp "${CPUS:-2}" -m $memory \
 		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
 		-device virtio-serial-pci \
 		-chardev "file,id=log,path=$out/test.log" -device virtserialport,chardev=log,name=log \
@@ -56,25 +59,18 @@ boot_qemu() {
 	pid=$!
 }
 
-boot_uml() {
-	cp -r "$tmp/over/rig" "$out/rig"
-	TMPDIR=/dev/shm timeout -k 5 "$limit" "$UML/linux" mem=2G root=/dev/root rootfstype=hostfs "rootflags=$build/guest/root" ro \
-		init=/init con=null con0=null,fd:1 "rig.host=$out" "${args[@]}" < /dev/null > "$out/console.log" 2>&1 &
-	pid=$!
-}
-
 # boot: one attempt; shows the command's output while it runs.
 boot() {
 	rm -rf "$out"
 	mkdir -p "$out"
 	touch "$out/test.log"
-	if [ -n "${UML:-}" ]; then boot_uml; else boot_qemu; fi
+	start_qemu
 	tail -q -n +1 -F -s 0.2 --pid="$pid" "$out/test.log" 2>/dev/null
 	status=0
 	wait "$pid" || status=$?
 	pid=
 	[ ! -s "$out/results.tar" ] || tar xf "$out/results.tar" -C "$out" --warning=no-timestamp || true
-	rm -rf "$out/results.tar" "$out/rig"
+	rm -f "$out/results.tar"
 }
 
 start=$(date +%s)
@@ -85,7 +81,7 @@ if ! grep -qs 'INIT: userspace' "$out/console.log" "$out/dmesg.txt"; then
 	boot
 fi
 
-complaints='WARNING:|BUG:|Oops|KASAN|UBSAN|INFO: task|refcount_t|general protection|list_(add|del) corruption'
+complaints='WARNING:|BUG:|Oops|KASAN|UBSAN|ODEBUG|INFO: task|INFO: rcu|unreferenced object|refcount_t|general protection|list_(add|del) corruption'
 complaints+='|possible (circular|recursive) locking|inconsistent lock state|suspicious RCU|sleeping function called|Kernel panic|Call Trace'
 if grep -hsE -B2 -A30 "$complaints" "$out/dmesg.txt" > "$out/complaints" || grep -hsE -B2 -A30 "$complaints" "$out/console.log" > "$out/complaints"; then
 	head -60 "$out/complaints"

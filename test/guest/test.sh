@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # test.sh BUILD: the guest tests, but for TestRegression, TestTorture only if RUN names it, and TestIndependentClients with
-# CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA, REQUESTS, as the Makefile has
-# them, and UML for run.sh.
+# CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA, REQUESTS, FUZZ, SEED, as the
+# Makefile has them, and DEBUG for run.sh.
 set -euo pipefail
 
 build=$1
-run=$(dirname "$0")/run.sh
+here=$(dirname "$(realpath "$0")")
 kver=$(cat "$build/linux/release")
 name=test-$FS
 ours=$build/module/$kver/ksmbd.ko
@@ -16,29 +16,31 @@ case ${CLIENTS:-} in
 '') skip+='|TestIndependentClients' ;;
 *)
 	export OVERLAY=$CLIENTS
-	also=("$(dirname "$0")"/../clients/watch.*)
+	also=("$here"/../clients/watch.*)
 	;;
 esac
-if [ -n "${UML:-}" ]; then
-	name=debug-$FS
-	ours=$UML/ksmbd.ko
-	# KASAN in user-mode Linux does not forget where a module was, and complains of the next one there. For basedir see below.
-	skip+='|TestModuleReload|TestDurable|TestTorture/notify.basedir'
-fi
 [ -z "$SAMBA" ] || export OVERLAY=$build/samba-$SAMBA/smbtorture.cpio
 
 # guest NAME SECONDS RUN SKIP: boots our module and runs the tests that RUN names but not SKIP.
 guest() {
 	echo "test: our module, share on $FS"
-	"$run" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "$build/ksmbd-notifyd" "${also[@]}" -- \
+	"$here/run.sh" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "$build/ksmbd-notifyd" \
+		"$here/../../genl/ksmbd-notify.yaml" "${also[@]}" ${DEBUG:+"$DEBUG/functions"} -- \
 		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
-		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}"
+		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}" \
+		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}"
 }
 
-if [ -n "${UML:-}" ]; then
-	guest "$name" 1200 "$RUN" "$skip"
+if [ -n "${DEBUG:-}" ]; then
+	name=debug-$FS
+	ours=$DEBUG/ksmbd.ko
+	# Each fuzzer runs for FUZZ, and the rest takes half an hour at the most.
+	each=$(sed -E 's/h/*3600+/; s/m/*60+/; s/s$/+/; s/$/0/' <<< "${FUZZ:-10s}")
+	# For basedir see below. What is measured is not measured in such a kernel.
+	guest "$name" $((4 * (each) + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve"
 	exit
 fi
+skip+='|TestFuzzAllocations' # it wants failslab
 # smbtorture's basedir changes a file over a second connection before it is told that its request pends. A server need
 # not have it watched by then, and on two emulated processors ours has not in 1 of 100 tries. On one the daemon comes
 # first, by its priority.
