@@ -13,10 +13,11 @@ out=$(realpath "$3")
 rm -f "$out"/*".$format"
 nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 die() { echo "package: $*" >&2; exit 1; }
-git log -1 --format= || die "version and date are those of the last commit: git must know this tree"
 [[ $VERSION =~ ^[0-9][A-Za-z0-9.+~]*$ ]] || die "$VERSION is no version that dpkg, rpm and DKMS all take"
 ARCH=$(go env GOARCH)
-MAINTAINER="${DEBFULLNAME:-$(git log -1 --format=%an)} <${DEBEMAIL:-$(git log -1 --format=%ae)}>"
+[ "$ARCH" != arm ] || ARCH+=$(go env GOARM | cut -c1)
+MAINTAINER=$(packaging/version.sh maintainer)
+DATE=$(packaging/version.sh date)
 export ARCH MAINTAINER
 
 stage=$(mktemp -d)
@@ -28,10 +29,12 @@ cd "$stage"
 # The kernel part: our own files; all else is taken from the kernel's source when the module is built.
 mv kernel/{build,tree,source}.sh kernel/notify*.[ch] kernel/[0-9]* dkms/
 series=$(cd dkms && echo [0-9]*)
-printf -v SOURCES ' | linux-source-%s' $series
-export SOURCES=${SOURCES# | }
-sed -i "s/@VERSION@/$VERSION/g; s/@SERIES@/${series// / and }/g; s/@SERIES_REGEXP@/$(echo $series | sed 's/ /|/g; s/\./\\\\./g')/g;
-	s/@SERIES_GLOB@/$(echo $series | sed 's/ /.* | /g').*/g" dkms/{dkms.conf,make.sh} {deb,rpm}/dkms.*
+# Of alternatives apt takes the first: who makes packages for their own machine needs the source of the kernel that runs.
+here=$(uname -r | cut -d. -f1,2)
+SOURCES=$(for s in $series; do [ "$s" = "$here" ] && echo "0 $s" || echo "1 $s"; done | sort -s -k1,1 | sed 's/^. /linux-source-/' | paste -sd'|' | sed 's/|/ | /g')
+export SOURCES
+sed -i "s/@VERSION@/$VERSION/g; s/@SERIES@/${series// /, }/g; s/@SERIES_REGEXP@/$(echo $series | sed 's/ /|/g; s/\./\\\\./g')/g" \
+	dkms/{dkms.conf,make.sh,install.sh} {deb,rpm}/dkms.*
 
 gzip -9n ksmbd-notifyd.8
 for package in ksmbd-notifyd ksmbd-notify-dkms; do
@@ -41,7 +44,7 @@ for package in ksmbd-notifyd ksmbd-notify-dkms; do
 
 		  * See the project's git log.
 
-		 -- $MAINTAINER  $(git -C "$root" log -1 --format=%cD)
+		 -- $MAINTAINER  $DATE
 	END
 	gzip -9n "doc/$package/changelog"
 	cp copyright "doc/$package/copyright"
@@ -51,7 +54,7 @@ done
 	cd "$root"
 	echo; echo "The daemon is linked with Go's own library and these modules:"
 	go version -m "$daemon" | awk '$1 == "dep" { print $2 "@" $3 }' | while read -r module; do
-		dir=$(go list -m -f '{{.Dir}}' "${module%@*}")
+		dir=$(env -u GOARCH go list -m -f '{{.Dir}}' "${module%@*}")
 		printf '\n%s\n\n' "--- $module"
 		if grep -q 'Apache License' "$dir"/LICENSE*; then
 			echo '    Apache License 2.0, see /usr/share/common-licenses/Apache-2.0'
@@ -67,6 +70,6 @@ done
 find . -type d -exec chmod 755 {} +
 find . -type f -exec chmod u=rwX,go=rX {} +
 for package in ksmbd-notifyd ksmbd-notify-dkms; do
-	go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" > nfpm.log 2>&1 || { cat nfpm.log >&2; die "no $package"; }
+	env -u GOOS -u GOARCH go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" > nfpm.log 2>&1 || { cat nfpm.log >&2; die "no $package"; }
 done
 ls "$out"/*"$VERSION"*".$format" | sed "s#^$root/#package: #"

@@ -1,27 +1,39 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# make.sh RELEASE HEADERS: ksmbd.ko for the kernel RELEASE, for DKMS, out of the distribution's source of the same series.
+# make.sh RELEASE HEADERS: ksmbd.ko for the kernel RELEASE, for DKMS, out of a kernel source of the same series: the one that
+# /etc/ksmbd-notify/kernel-source names, or what the distribution has.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 release=$1
 headers=$2
-die() { echo "ksmbd-notify: $*" >&2; exit 1; }
+config=/etc/ksmbd-notify/kernel-source
+die() { echo "ksmbd-notify: kernel $release: $*" >&2; exit 1; }
 
-version=${release%%[!0-9.]*}
-series=$(cut -d. -f1,2 <<< "$version")
-[ -s "$series/hooks.patch" ] || die "kernel $release: series $series is not supported, only @SERIES@"
-tarball=/usr/src/linux-source-$series.tar.xz
-[ -s "$tarball" ] || die "kernel $release: no $tarball; install linux-source-$series, or put that kernel's source there"
+wanted=${release%%[!0-9.]*}
+series=$(cut -d. -f1,2 <<< "$wanted")
+[ -s "$series/hooks.patch" ] || die "series $series is not supported, only @SERIES@"
 
-# Laid out as build.sh wants it.
-mkdir -p "linux/src" "linux/hdr/usr/src"
-ln -s "$headers" "linux/hdr/usr/src/linux-headers-$release"
-echo "$release" > linux/release
-./source.sh linux/src '*/Makefile' < "$tarball"
-source=$(awk '/^(VERSION|PATCHLEVEL|SUBLEVEL) =/ { v = v "." $3 } END { print substr(v, 2) }' linux/src/Makefile)
-# Within a series another version's ksmbd does as well, or else it does not compile.
-[ "$source" = "$version" ] || echo "ksmbd-notify: kernel $release: linux-source-$series is of $source, building with that"
-./build.sh linux out "$series" ||
-	die "kernel $release: ksmbd of $source does not build for it; install linux-source-$series of $version"
-mv "out/$release/ksmbd.ko" .
+# Debian's and Ubuntu's linux-source, openSUSE's kernel-source, a tree that the kernel was built in.
+shopt -s nullglob
+sources=(/usr/src/linux-source-"$series".tar.* /usr/src/linux-source-"$series"*/linux-source-*.tar.*
+	/usr/src/linux-"$wanted"* /lib/modules/"$release"/source)
+if [ -e $config ]; then
+	mapfile -t sources < <(sed '/^ *#/d; /^ *$/d' $config)
+	missing="none that $config names is of $series"
+fi
+for source in "${sources[@]}"; do
+	[ -f "$source" ] || [ -d "$source/fs/smb/server" ] || continue
+	rm -rf source
+	if ! version=$(./source.sh "$source" source 2> source.log); then
+		reason=$(tail -1 source.log)
+		continue
+	fi
+	[[ $version = "$series".* ]] || continue
+	# Within a series another version's ksmbd does as well, or else it does not compile.
+	[ "$version" = "$wanted" ] || echo "ksmbd-notify: kernel $release: building with $source, which is of $version"
+	./build.sh "$headers" source out > build.log 2>&1 && mv out/ksmbd.ko . && exit
+	cat build.log
+	die "ksmbd of $version, from $source, does not build for it: $(grep -m1 -E 'error:|rror |No space|^build:' build.log || tail -1 build.log)"
+done
+die "${reason:-${missing:-there is no kernel source: install linux-source-$series, or name one in $config}}"

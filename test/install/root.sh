@@ -11,7 +11,7 @@ shift 2
 here=$(dirname "$(realpath "$0")")
 die() { echo "install: $release: $*" >&2; exit 1; }
 key=/usr/share/keyrings/debian-archive-keyring.gpg
-packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools btrfs-progs ksmbd-tools smbclient)
+packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools btrfs-progs ksmbd-tools smbclient linux-source-6.12)
 for deb in "$@"; do # of alternatives the first
 	mapfile -t -O "${#packages[@]}" packages < <(dpkg-deb -f "$deb" Depends | tr , '\n' | sed 's/^ *//; s/ *|.*//; /^$/d')
 done

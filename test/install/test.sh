@@ -56,18 +56,49 @@ say "upgrading to $new"
 apt install "${debs[@]:2}"
 module "$new"
 
-# What the kernel's packages run when they install another one.
+# Kernels, headers and sources that come or go are triggers of the package.
 kver=$(ls "$root/lib/modules")
-say "a kernel is installed: $kver"
-in_root dkms remove "ksmbd-notify/$new" -k "$kver"
-in_root dkms add "ksmbd-notify/$new"
+updates=$root/lib/modules/$kver/updates/dkms
+tarball=usr/src/linux-source-6.12.tar.xz
+trigger() { in_root dpkg-trigger --no-await --by-package=ksmbd-notify-dkms /usr/src; in_root dpkg --triggers-only ksmbd-notify-dkms; }
+# lacks WHAT LINE: of the kernel that is installed with WHAT wrong, LINE is said, and its own ksmbd is what stays.
+lacks() {
+	say "$1: $(grep -a '^ksmbd-notify-dkms: kernel' "$work/chroot.log" | tail -1)"
+	grep -qE "^ksmbd-notify-dkms: kernel $kver keeps its own ksmbd, .*: $2" "$root/var/lib/ksmbd-notify/$kver" || die "$1: no line that says: $2"
+	[ -z "$(ls "$updates" 2>/dev/null)" ] || die "$1: there is $(ls "$updates")"
+	grep -q '^kernel/fs/smb/server/ksmbd.ko' "$root/lib/modules/$kver/modules.dep" || die "$1: modprobe ksmbd would not take the kernel's own"
+	[ -z "$(in_root dpkg --audit && tail -1 "$work/chroot.log" | grep -a 'ksmbd-notify')" ] || die "$1: dpkg --audit complains"
+}
+without() { in_root dkms remove "ksmbd-notify/$new" -k "$kver"; }
+without
+mv "$root/$tarball" "$root/root/kept"
+trigger
+lacks "no source" "there is no kernel source: install linux-source-6.12"
 in_root /etc/kernel/postinst.d/dkms "$kver"
-module "$new"
+head -c 20000000 "$root/root/kept" > "$root/$tarball"
+trigger
+lacks "a broken tarball" ".*linux-source-6.12.tar.xz: it cannot be unpacked"
+rm "$root/$tarball"
+mkdir -p "$root/root/tree" "$root/etc/ksmbd-notify"
+"$here/../../kernel/source.sh" "$root/root/kept" "$root/root/tree" > /dev/null
+sed -i 's/#include "server.h"/#error "broken"/' "$root/root/tree/fs/smb/server/misc.c" "$root/root/tree/fs/smb/server/ndr.c"
+echo 'int broken = ;' >> "$root/root/tree/fs/smb/server/ndr.c"
+echo /root/tree > "$root/etc/ksmbd-notify/kernel-source"
+trigger
+lacks "a build that fails" "ksmbd of 6.12[.0-9]*, from /root/tree, does not build for it: .*error"
+rm -r "$root/root/tree" "$root/etc/ksmbd-notify"
+mv "$root/root/kept" "$root/$tarball"
+for full in /var/lib/dkms "/lib/modules/$kver/updates"; do
+	mkdir -p "$root$full"
+	in_root sh -c "mount -t tmpfs -o size=200k none $full && /usr/src/ksmbd-notify-$new/install.sh"
+	lacks "a full disk at $full" ".*(No space left|disk is full)"
+done
 say "a kernel of a series that is not supported is installed"
 mkdir -p "$root/lib/modules/6.1.0-0-amd64/build/include"
-in_root /etc/kernel/postinst.d/dkms 6.1.0-0-amd64
-grep -q '^ksmbd-notify-dkms: kernel 6.1.0-0-amd64 is not supported' "$work/chroot.log" || die "nothing says so, see $work/chroot.log"
+trigger
+grep -q '^ksmbd-notify-dkms: kernel 6.1.0-0-amd64 keeps its own ksmbd, .*not supported' "$work/chroot.log" || die "nothing says so, see $work/chroot.log"
 rm -r "$root/lib/modules/6.1.0-0-amd64"
+module "$new"
 
 say "a disk of it"
 cp -L "$root/vmlinuz" "$root/initrd.img" "$work/"

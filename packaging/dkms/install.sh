@@ -1,0 +1,51 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# install.sh: has DKMS build and install ksmbd.ko for each kernel that is installed and has it not. Never fails: a kernel for
+# which that cannot be keeps its own ksmbd, and one line says why, here and in /var/lib/ksmbd-notify/RELEASE.
+set -uo pipefail
+
+version=@VERSION@
+why=/var/lib/ksmbd-notify
+say() { echo "ksmbd-notify-dkms: $*"; }
+# installed: the module is there, whole, and of this version.
+installed() {
+	local ko
+	ko=$(find "/lib/modules/$release/updates" -name 'ksmbd.ko*' 2> /dev/null | head -1)
+	[ -n "$ko" ] && [ "$(modinfo -F version "$ko" 2> /dev/null)" = $version ]
+}
+# lacking REASON...: the kernel keeps its own ksmbd.
+lacking() {
+	say "kernel $release keeps its own ksmbd, which tells no changes: $*" | tee "$why/$release"
+}
+
+mkdir -p $why
+rm -f $why/*
+for modules in /lib/modules/*/; do
+	release=$(basename "$modules")
+	if installed || [ ! -e "$modules/modules.dep" ] && [ ! -e "$modules/build" ]; then continue; fi
+	if [[ ! $release =~ ^(@SERIES_REGEXP@)\. ]]; then
+		lacking "its series is not supported, only @SERIES@"
+		continue
+	fi
+	if [ ! -e "$modules/build/include/config/kernel.release" ]; then
+		lacking "no headers: apt install linux-headers-$release"
+		continue
+	fi
+	log=$(mktemp) || log=/dev/null
+	[ -n "$(dkms status -m ksmbd-notify -v $version 2> /dev/null)" ] || dkms add -m ksmbd-notify -v $version > "$log" 2>&1
+	dkms install --force -m ksmbd-notify -v $version -k "$release" >> "$log" 2>&1
+	make=$(ls -t /var/lib/dkms/ksmbd-notify/$version/build/make.log /var/lib/dkms/ksmbd-notify/$version/"$release"/*/log/make.log 2> /dev/null | head -1)
+	said=$(sed -n "s/^ksmbd-notify: kernel $release: //p" "$make" 2> /dev/null | tail -1)
+	if installed; then
+		say "kernel $release has ksmbd that notifies${said:+; $said}"
+	else
+		# What was half written must not stand before the kernel's own.
+		dkms remove -m ksmbd-notify -v $version -k "$release" > /dev/null 2>&1
+		rm -f "/lib/modules/$release"/updates/dkms/ksmbd.ko*
+		depmod "$release" 2> /dev/null
+		[ -n "$said" ] || ! { grep -qs 'No space left' "$make" "$log" || ! head -c 100000 /dev/zero > $why/.space; } 2> /dev/null || said="the disk is full"
+		lacking "${said:-$(tail -1 "$log")}; then: /usr/src/ksmbd-notify-$version/install.sh"
+	fi
+	rm -f "$log" $why/.space
+done 2>&1
+exit 0
