@@ -4,18 +4,20 @@
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
 # make deb          build/package/*.deb: the daemon, and the kernel part through DKMS; make rpm likewise
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
-# make test         test-unit (this machine's kernel), test-guest (a real ksmbd in a guest), test-filesystems (those that
-#                   are not like others), and a part of these two:
+# make test         test-unit (this machine's kernel), test-machines (unit tests on 32-bit and big-endian machines),
+#                   test-guest (a real ksmbd in a guest), test-filesystems (those that are not like others), test-series
+#                   (a part of it on the newest kernel of each other series), and a part of these two:
 # make test-torture smbtorture's notify tests of three versions of Samba on all file systems, each 10 times
 # make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
+# make port         SERIES=x.y FROM=7.3 SOURCE=...: the patches for another kernel series, see docs/new-series.md
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
 # make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
 #
-# SERIES=7.3 does that for another kernel series, below build/7.3/.
+# SERIES=7.3 does that for another kernel series, below build/7.3/, and SUITE=trixie with the kernel of another Debian.
 #
 # Everything fetched or built goes to build/. What a target needs of the host it installs with apt-get, as root.
 
@@ -25,9 +27,10 @@ SHELL := /bin/bash
 
 # The kernel series, or that of the kernel release KVER.
 SERIES  := $(or $(shell cut -d. -f1,2 <<< '$(KVER)'),6.12)
+export SUITE ?=
 export VERSION := $(shell packaging/version.sh)
 # Another series than the default has all that depends on it in a directory of its own.
-BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)))
+BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)$(SUITE:%=-%)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
@@ -55,7 +58,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module deb rpm run test test-unit test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug fuzz fuzz-kernel bench check-kernel clean FORCE
+.PHONY: all build module port deb rpm run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug fuzz fuzz-kernel bench check-kernel clean FORCE
 all: build
 
 build:
@@ -66,9 +69,9 @@ $(BUILD)/linux/release: FORCE
 	@$(packages) xz-utils
 	@test/guest/fetch.sh $(SERIES) $(BUILD)/linux
 
-$(BUILD)/module/done: $(BUILD)/linux/release kernel/build.sh kernel/tree.sh $(wildcard kernel/notify*.[ch] kernel/$(SERIES)/*.patch)
+$(BUILD)/module/done: $(BUILD)/linux/release $(wildcard kernel/*.sh) $(wildcard kernel/notify*.[ch] kernel/$(SERIES)/*.patch)
 	@$(packages) $(PACKAGES_MODULE)
-	kernel/build.sh $(BUILD)/linux $(BUILD)/module $(SERIES)
+	@kver=$$(cat $<); kernel/build.sh $(BUILD)/linux/hdr/usr/src/linux-headers-$$kver $(BUILD)/linux/src $(BUILD)/module/$$kver
 	@touch $@
 
 module: $(BUILD)/module/done
@@ -98,7 +101,7 @@ guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/sam
 run: build module $(guest)
 	@test/guest/demo.sh $(BUILD)
 
-test: test-unit test-guest test-filesystems test-smbtorture
+test: test-unit test-machines test-guest test-filesystems test-smbtorture test-series
 
 # Prometheus itself is not installed, and needs much.
 build/promtool:
@@ -110,6 +113,25 @@ build/promtool:
 test-unit: build/promtool
 	@$(packages) $(PACKAGES_UNIT)
 	@test/unit.sh build/test-unit.log
+
+test-machines:
+	@$(packages) $(PACKAGES_UNIT) qemu-user-static
+	@test/machines.sh build
+
+# The other kernels there are hooks for, the newest of each.
+test-series:
+	@for kernel in 6.12:trixie 7.2: 7.3:; do \
+		$(MAKE) --no-print-directory test-guest SERIES=$${kernel%:*} SUITE=$${kernel#*:} FS=tmpfs \
+			RUN='^Test(ServerSideChanges|WatchTree|SecondClient|Wire(Explorer|FirstRecord|Compound|Cleanup)|ModuleReload)$$'; \
+	done
+
+# The patches of FROM carried over to SERIES, whose kernel source SOURCE is; HEADERS to build for.
+port:
+	@[ -n '$(FROM)' ] && [ -n '$(SOURCE)' ] || { echo 'usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [HEADERS=...]' >&2; exit 1; }
+	@$(packages) $(PACKAGES_MODULE) git
+	@test/guest/fetch.sh $(FROM) build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux
+	@kernel/port.sh $(SERIES) $(FROM) build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux/src '$(SOURCE)' build/port/$(SERIES)
+	@[ -z '$(HEADERS)' ] || kernel/build.sh '$(HEADERS)' '$(SOURCE)' build/port/$(SERIES)/module
 
 fuzz:
 	@$(packages) $(PACKAGES_UNIT)

@@ -24,7 +24,7 @@ echo "check: sparse"
 rm -rf "$out" # sparse sees only what is compiled: compile all of it
 mkdir -p "$out"
 log=$out/build.log
-"$(dirname "$0")/build.sh" "$linux" "$out" "$series" C=2 CF=-D__CHECK_ENDIAN__ W=1 > "$log" 2>&1 || { cat "$log"; exit 1; }
+"$here/build.sh" "$linux/hdr/usr/src/linux-headers-$(cat "$linux/release")" "$linux/src" "$out" C=2 CF=-D__CHECK_ENDIAN__ W=1 > "$log" 2>&1 || { cat "$log"; exit 1; }
 if grep -E '(^|/)notify[^/ ]*:[0-9]+|modpost:' "$log"; then bad=1; fi
 
 [ $bad = 0 ] || { echo "check: complaints, see above" >&2; exit 1; }

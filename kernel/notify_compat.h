@@ -17,7 +17,7 @@
 #define kzalloc_obj(obj, gfp)	kzalloc(sizeof(obj), gfp)
 #endif
 
-#if KERNEL_VERSION(7, 3, 0) > LINUX_VERSION_CODE
+#if KERNEL_VERSION(7, 2, 0) > LINUX_VERSION_CODE
 #define file_basic_info	smb2_file_basic_info
 #endif
 
@@ -28,7 +28,7 @@ static inline bool notify_dacl_grants(struct ksmbd_conn *conn,
 {
 	__le32 granted = daccess;
 
-#if KERNEL_VERSION(7, 3, 0) > LINUX_VERSION_CODE
+#if KERNEL_VERSION(7, 2, 0) > LINUX_VERSION_CODE
 	return !smb_check_perm_dacl(conn, path, &granted, daccess, uid);
 #else
 	return !smb_check_perm_dacl(conn, path, &granted, daccess, uid, false);

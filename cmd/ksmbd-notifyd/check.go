@@ -42,7 +42,7 @@ See ksmbd-notifyd(8) for more details.
 
 const (
 	// series are those of Linux that kernel/ has hooks for.
-	series = "6.12 or 7.3"
+	series = "6.12 or 7.2 or 7.3"
 	// enoughEvents is a queue of fanotify that holds what a copy of a large
 	// tree makes in the time of a few reads. It takes 16 MiB when full.
 	enoughEvents = 128 << 10

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # fetch.sh SERIES DIR: the newest cloud kernel of SERIES that the distribution has, its headers and source, and ksmbd-tools.
 # They are unpacked and never installed: a kernel package would change the host, and ksmbd-tools conflicts with samba.
-# A series that this machine's own package sources lack comes from Debian's backports, see backports.sh.
+# A series that this machine's own package sources lack comes from the others of Debian, and with SUITE in the environment
+# it comes from there in any case; see backports.sh.
 #
 # Leaves in DIR: release (the kernel's release), dl/ (the packages), img/ (kernel and modules), hdr/ (headers and kbuild),
 # src/ (what ksmbd.ko is built from), tools/ (ksmbd-tools). KVER in the environment chooses another kernel release.
@@ -18,14 +19,30 @@ command -v apt-get >/dev/null || die "no apt-get here: the kernel's packages com
 newest() { apt-cache pkgnames "linux-headers-$series." | sed -n 's/^linux-headers-\(.*-cloud-amd64\)$/\1/p' | sort -V | tail -1; }
 
 "$here/lists.sh" || [ -s "$dir/release" ] || exit 1
-if [ -z "$(newest)" ]; then
-	APT_CONFIG=$("$here/backports.sh" "$dir.apt" trixie trixie-backports)
+tools=ksmbd-tools
+if [ -n "${SUITE:-}" ] || [ -z "$(newest)" ]; then
+	case ${SUITE:-} in
+	'') suites=(trixie trixie-security trixie-backports sid) ;;
+	sid) suites=(trixie sid) ;;
+	*) suites=("$SUITE" "$SUITE-security") ;;
+	esac
+	APT_CONFIG=$("$here/backports.sh" "$dir.apt" "${suites[@]}")
 	export APT_CONFIG
+	tools+=/${suites[0]} # sid's want libraries that this machine may not have
 	"$here/lists.sh" || [ -s "$dir/release" ] || exit 1
 fi
 kver=${KVER:-$(newest)}
-[ -n "$kver" ] || { [ -s "$dir/release" ] && exit 0; die "no linux-headers-$series.*-cloud-amd64 in this distribution or in Debian's backports"; }
-[ "$(cat "$dir/release" 2>/dev/null)" != "$kver" ] || exit 0
+[ -n "$kver" ] || { [ -s "$dir/release" ] && exit 0; die "no linux-headers-$series.*-cloud-amd64 in this distribution or in Debian's others"; }
+source() {
+	rm -rf src
+	dpkg-deb --fsys-tarfile dl/linux-source-*.deb | tar -x --wildcards './usr/src/linux-source-*.tar.xz'
+	"$here/../../kernel/source.sh" usr/src/linux-source-*.tar.xz src scripts/{checkpatch.pl,spelling.txt,const_structs.checkpatch} > /dev/null
+	rm -r usr
+}
+if [ "$(cat "$dir/release" 2>/dev/null)" = "$kver" ]; then
+	[ -e "$dir/src/Makefile" ] || (cd "$dir" && source)
+	exit 0
+fi
 
 base=${kver%-amd64}
 base=${base%-cloud}
@@ -38,7 +55,7 @@ rm -rf "$dir"
 mkdir -p "$dir/dl"
 cd "$dir/dl"
 all() {
-	download "${image[@]}" "linux-headers-$kver" "linux-headers-$base-common" "linux-kbuild-$base" ksmbd-tools &&
+	download "${image[@]}" "linux-headers-$kver" "linux-headers-$base-common" "linux-kbuild-$base" $tools &&
 		download "linux-source-$series=$(dpkg-deb -f "linux-headers-${kver}"_*.deb Version)"
 }
 all || { "$here/lists.sh" now; all; } || die "the mirror does not have all of kernel $kver"
@@ -68,7 +85,5 @@ for p in $(alien); do
 	chmod +x "$p"
 done
 dpkg-deb -x dl/ksmbd-tools_*.deb tools
-mkdir src
-dpkg-deb --fsys-tarfile dl/linux-source-*.deb | tar -xO "./usr/src/linux-source-$series.tar.xz" |
-	"$here/../../kernel/source.sh" src '*/scripts/checkpatch.pl' '*/scripts/spelling.txt' '*/scripts/const_structs.checkpatch'
+source
 echo "$kver" > release

@@ -1,0 +1,60 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# port.sh SERIES FROM SOURCE-OF-FROM SOURCE WORK: the patches of FROM for SERIES, whose kernel source SOURCE is, see source.sh.
+# Each file that a patch changes is merged three ways; what does not merge is shown, and left in WORK/solve/PATCH/FILE with
+# marks to be solved there: the next run takes that file as it is then. docs/new-series.md says what to look at.
+set -euo pipefail
+
+series=$1
+from=$2
+work=$5
+here=$(dirname "$(realpath "$0")")
+die() { echo "port: $*" >&2; exit 1; }
+
+[ -s "$here/$from/hooks.patch" ] || die "there are no patches for $from"
+mkdir -p "$work" "$here/$series"
+rm -rf "$work"/{old,new}
+version=$("$here/source.sh" "$3" "$work/old")
+[[ $version = "$from".* ]] || die "$3 is of $version, not of $from"
+version=$("$here/source.sh" "$4" "$work/new")
+[[ $version = "$series".* ]] || die "$4 is of $version, not of $series"
+
+open=0
+for patch in "$here/$from"/*.patch; do
+	name=${patch##*/}
+	rm -rf "$work"/{old,new}.patched
+	cp -a "$work/old" "$work/old.patched"
+	cp -a "$work/new" "$work/new.patched"
+	patch -s -d "$work/old.patched" -p1 --fuzz=0 < "$patch"
+	files=$(sed -n 's#^+++ b/##p' "$patch")
+	for f in $files; do
+		solved=$work/solve/$name/$f
+		[ -e "$work/new/$f" ] || die "$name: $series has no $f"
+		merge=(git merge-file -p -q --diff3 -L "$series" -L "$from" -L "$from and ours" "$work/new/$f" "$work/old/$f" "$work/old.patched/$f")
+		if ! "${merge[@]}" > "$work/new.patched/$f"; then
+			mkdir -p "${solved%/*}"
+			[ -e "$solved" ] || cp "$work/new.patched/$f" "$solved"
+			cp "$solved" "$work/new.patched/$f"
+		fi
+		if grep -n '^<<<<<<< ' "$work/new.patched/$f" > "$work/marks"; then
+			echo "port: $name: this does not fit; solve it in $solved:$(cut -d: -f1 "$work/marks" | paste -sd,)"
+			sed -n '/^<<<<<<< /,/^>>>>>>> /p' "$solved" | sed 60q
+			open=1
+			"${merge[@]}" --ours > "$work/new.patched/$f" || true # for the patches that follow
+		fi
+	done
+	{
+		sed '/^---$/q' "$patch" | sed "s/Linux ${from/./\\.}/Linux $series/"
+		for f in $files; do
+			diff -up --label "a/$f" --label "b/$f" "$work/new/$f" "$work/new.patched/$f" || true
+		done
+	} > "$here/$series/$name"
+	rm -rf "$work"/{old,new}
+	mv "$work/old.patched" "$work/old"
+	mv "$work/new.patched" "$work/new"
+done
+if [ $open = 1 ]; then
+	rm -r "${here:?}/$series"
+	die "solve what is shown above, then run this again"
+fi
+echo "port: kernel/$series/ has the patches for $series, made on $version; look at what they differ in: diff -r kernel/$from kernel/$series"
