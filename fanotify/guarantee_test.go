@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package fanotify
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What docs/guarantees.md says of files whose events have no name that anybody sees.
+func TestLinkedLater(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "ext4", "xfs", "btrfs"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := mountTest(t, kind)
+			g := openTest(t)
+			defer g.Close()
+			_, tree := watchTest(t, g, dir, true, allOps)
+			_, single := watchTest(t, g, dir, false, allOps)
+			fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if _, err := unix.Write(fd, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			wantTold(t, tree)
+			wantTold(t, single)
+			if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, dir+"/f", unix.AT_SYMLINK_FOLLOW); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			if !slices.Contains(*tree, "create f") || !slices.Contains(*single, "create f") {
+				t.Errorf("told %q and %q of the link", *tree, *single)
+			}
+			*tree, *single = nil, nil
+			if _, err := unix.Write(fd, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			for _, told := range []*[]string{tree, single} {
+				if len(*told) != 1 || (*told)[0] != "overflow" && (*told)[0] != "modify f" {
+					t.Errorf("told %q of a write", *told)
+				}
+			}
+		})
+	}
+}
+
+// A directory whose path is too long concerns those watch trees alone that it is in.
+func TestDeep(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	defer g.Close()
+	if err := errJoin(os.Mkdir(dir+"/share", 0o755), os.Mkdir(dir+"/home", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	_, share := watchTest(t, g, dir+"/share", true, allOps)
+	_, home := watchTest(t, g, dir+"/home", true, allOps)
+	fd, err := unix.Open(dir+"/home", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.Repeat("d", 250)
+	for range 18 {
+		if err := unix.Mkdirat(fd, name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(fd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		fd = next
+	}
+	defer unix.Close(fd)
+	drain(t, g)
+	for _, fs := range g.filesystems {
+		fs.how.forget() // as if no event had told of them
+	}
+	*share, *home = nil, nil
+	for i := range 20 {
+		f, err := unix.Openat(fd, fmt.Sprint(i), unix.O_CREAT|unix.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(f)
+		drain(t, g)
+	}
+	wantTold(t, share)
+	if len(*home) != 20 || (*home)[0] != "overflow" {
+		t.Errorf("told %q", *home)
+	}
+}
