@@ -15,6 +15,7 @@
 # make port         SERIES=x.y FROM=7.3 SOURCE=...: the patches for another kernel series, see docs/new-series.md
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
+# make test-starve  what many clients that wish no good cost another one, as ratios; CROWD of them never read
 # make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
 #
 # SERIES=7.3 does that for another kernel series, below build/7.3/, and SUITE=trixie with the kernel of another Debian.
@@ -42,10 +43,11 @@ RUN   ?= .
 SAMBA ?=
 LEASES ?=
 export REQUESTS ?= 10000
-export FUZZ SEED
+export FUZZ SEED CROWD
 DEBIAN ?= bookworm trixie
 FUZZ   ?= 10s
 SEED   ?= 0
+CROWD  ?= 300
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse
@@ -58,7 +60,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug fuzz fuzz-kernel bench check-kernel clean FORCE
+.PHONY: all build module port deb rpm run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug test-starve fuzz fuzz-kernel bench check-kernel clean FORCE
 all: build
 
 build:
@@ -183,6 +185,9 @@ $(BUILD)/debug/bzImage: FORCE $(BUILD)/linux/release
 
 test-debug: build $(guest) $(BUILD)/debug/bzImage
 	@FS='$(FS)' RUN='$(RUN)' TRIES='$(TRIES)' SLOW='$(SLOW)' SAMBA= DEBUG=$(BUILD)/debug test/guest/test.sh $(BUILD)
+
+test-starve: RUN = ^TestStarve
+test-starve: test-guest
 
 fuzz-kernel: RUN = ^TestFuzz
 fuzz-kernel: test-debug

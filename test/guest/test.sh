@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# test.sh BUILD: the guest tests, but for TestRegression, TestTorture only if RUN names it, and TestIndependentClients with
-# CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA, REQUESTS, FUZZ, SEED, as the
-# Makefile has them, and DEBUG for run.sh.
+# test.sh BUILD: the guest tests, but for TestRegression, TestTorture and TestStarve only if RUN names them, and
+# TestIndependentClients with CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA,
+# REQUESTS, FUZZ, SEED, CROWD, as the Makefile has them, and DEBUG for run.sh.
 set -euo pipefail
 
 build=$1
@@ -28,7 +28,7 @@ guest() {
 		"$here/../../genl/ksmbd-notify.yaml" "${also[@]}" ${DEBUG:+"$DEBUG/functions"} -- \
 		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
 		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}" \
-		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}"
+		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}"
 }
 
 if [ -n "${DEBUG:-}" ]; then
@@ -46,5 +46,6 @@ skip+='|TestFuzzAllocations' # it wants failslab
 # first, by its priority.
 case $RUN in
 *Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$RUN" "$skip" ;;
-*) guest "$name" 1200 "$RUN" "$skip|TestTorture" ;;
+*Starve*) guest "$name-starve" 3600 "$RUN" "$skip" ;;
+*) guest "$name" 1200 "$RUN" "$skip|TestTorture|TestStarve" ;;
 esac
