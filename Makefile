@@ -64,7 +64,7 @@ packages = test/guest/packages.sh
 all: build
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
 $(BUILD)/linux/release: FORCE
