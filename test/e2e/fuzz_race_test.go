@@ -189,7 +189,8 @@ func (c *racer) dial(previous uint64) error {
 	}
 	c.conn, c.other, c.files, c.calls = conn, nil, nil, nil
 	tree, err := conn.TreeConnect(c.ctx, lanes[0])
-	if refusal(err) { // the end of the session before may have taken this one with it
+	// The end of the session before may have taken this one with it; the stock module then answers in any form.
+	if err != nil && c.ctx.Err() == nil {
 		c.gone = true
 		return nil
 	}
