@@ -278,7 +278,7 @@ func (fs *filesystem) self(e *event) {
 
 // change returns a Change out of an event, of file.
 func (fs *filesystem) change(e *event, file handle) Change {
-	return Change{Dir: e.mask&unix.FAN_ONDIR != 0, File: file, Thread: e.pid, Read: fs.g.reads}
+	return Change{Dir: e.mask&unix.FAN_ONDIR != 0, File: file, Thread: e.pid, Since: fs.queue.since, Until: fs.queue.until}
 }
 
 // rename tells of a rename and moves the directory that was renamed. Either

@@ -57,8 +57,8 @@ const (
 // name stands for in the same form, where it is known, valid as Name is. Thread
 // is who did it, as fanotify(7) has it in pid; 0 where that is not known.
 //
-// Read counts the reads of the queue, each until it was empty: all that had
-// happened when the last of them began has been told or is told after this.
+// It happened after Since and before Until, in nanoseconds of CLOCK_MONOTONIC.
+// Since is 0 if that is not known.
 type Change struct {
 	Op                Op
 	Dir               bool // the name stands for a directory
@@ -66,7 +66,7 @@ type Change struct {
 	Parent, OldParent string
 	File              []byte
 	Thread            int32
-	Read              uint64
+	Since, Until      int64
 }
 
 const (
@@ -109,7 +109,6 @@ type Group struct {
 	ahead     bool   // the handle tree was found as it will be when what waits has been told
 	at, next  int    // where in its batch the event at hand begins, and the one after it
 	batch     uint64 // its number
-	reads     uint64 // of the queue until it was empty
 	putOff    int    // how often settling was put off in it
 	patience  int    // how often this Drain may yet wait for an event that is on its way
 	creator   int32  // the thread that created names in it, or several
@@ -127,6 +126,9 @@ type queue struct {
 	buf         []byte                 // the batch: what was read and has not been told
 	told        uint64                 // how many bytes were before that
 	full        bool                   // part of the batch was lost
+	empty       int64                  // when it was found so last, 0 if that is not known
+	since       int64                  // when it was so before the batch
+	until       int64                  // when it was read last
 }
 
 // Open makes a group. Its queues are limited by fs.fanotify.max_queued_events.
@@ -182,6 +184,7 @@ func (g *Group) openQueue() (*queue, error) {
 
 // reopen replaces a queue by an empty one without marks.
 func (g *Group) reopen(q *queue) error {
+	q.empty = monotonic()
 	// Threads are told apart for the sake of victim, and so merge less.
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME_TARGET|unix.FAN_REPORT_TID|
 		unix.FAN_UNLIMITED_MARKS|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
@@ -335,6 +338,10 @@ func (g *Group) Overflows() uint64 { return g.overflows }
 
 // read appends to the batch what waits in the queue.
 func (g *Group) read(q *queue) error {
+	if len(q.buf) == 0 {
+		q.since = q.empty
+	}
+	defer func() { q.until = monotonic() }()
 	for {
 		if cap(q.buf)-len(q.buf) < minRead {
 			if len(q.buf) >= maxBatch {
@@ -343,11 +350,12 @@ func (g *Group) read(q *queue) error {
 			}
 			q.buf = slices.Grow(q.buf, max(len(q.buf), 16*minRead))
 		}
+		began := monotonic()
 		n, err := unix.Read(q.fd, q.buf[len(q.buf):cap(q.buf)])
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			g.reads++
+			q.empty = began
 			return nil
 		case err != nil:
 			return fmt.Errorf("reading fanotify: %w", err)
@@ -365,6 +373,13 @@ func (g *Group) readOn(q *queue) uint64 {
 		return 0
 	}
 	return q.told + uint64(len(q.buf))
+}
+
+// monotonic returns CLOCK_MONOTONIC, nanoseconds.
+func monotonic() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
+	return ts.Nano()
 }
 
 // Close closes the group, its watches and their directories.

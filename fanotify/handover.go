@@ -89,6 +89,7 @@ func (g *Group) Inherit(queue *os.File) error {
 	if err := g.replace(q, fd); err != nil {
 		return err
 	}
+	q.empty = 0 // when that was, its last owner knows
 	g.inherited, g.inheriting = marks, true
 	return nil
 }

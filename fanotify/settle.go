@@ -97,7 +97,7 @@ func (fs *filesystem) reveal(s *scope, dir *node, name []byte) {
 	fs.revealDirectory(dir)
 	if d := fs.believed(dir, name); d != nil && d.expected {
 		d.expected, d.present = false, true
-		s.tell(Change{Op: Create, Dir: d.isDir, Parent: dir.handle, Read: fs.g.reads})
+		s.tell(Change{Op: Create, Dir: d.isDir, Parent: dir.handle})
 	}
 }
 
@@ -114,7 +114,7 @@ func (fs *filesystem) revealDirectory(n *node) {
 	for _, n := range slices.Backward(expected) {
 		s := &fs.g.nesting
 		fs.findOrLose(s, n.parent, []byte(n.name), Create)
-		s.tell(Change{Op: Create, Dir: true, Parent: n.parent.handle, Read: fs.g.reads})
+		s.tell(Change{Op: Create, Dir: true, Parent: n.parent.handle})
 	}
 }
 

@@ -90,6 +90,7 @@ const (
 const (
 	ACausesLost  = 1
 	ACausesCause = 2
+	ACausesPad   = 3
 )
 
 // Attributes of a cause within causes.
@@ -97,6 +98,9 @@ const (
 	ACauseThread           = 1
 	ACauseCompletionFilter = 2
 	ACauseFile             = 3
+	ACauseBegun            = 4
+	ACauseEnded            = 5
+	ACausePad              = 6
 )
 
 // Commands.

@@ -60,17 +60,18 @@ type Complete struct {
 	Records   []Record
 }
 
-// Causes is what SMB requests have changed.
+// Causes is what SMB requests have changed of files' metadata.
 type Causes struct {
-	Lost   bool // some are missing
+	Lost   int64 // those that ended until then are missing, ns of CLOCK_MONOTONIC
 	Causes []Cause
 }
 
-// Cause says what a request may have changed.
+// Cause says what a request has changed of a file.
 type Cause struct {
-	Thread int32
-	Filter uint32 // completion filter
-	File   string // a struct file_handle, "" if it may be any
+	Thread       int32
+	Filter       uint32 // completion filter
+	File         string // a struct file_handle
+	Begun, Ended int64  // between which it did, ns of CLOCK_MONOTONIC
 }
 
 // Encode returns m's attributes.
@@ -321,14 +322,16 @@ func decodeRecord(b []byte) (Record, error) {
 // Encode returns m's attributes.
 func (m Causes) Encode() ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
-	ae.Flag(ACausesLost, m.Lost)
+	if m.Lost != 0 {
+		ae.Uint64(ACausesLost, uint64(m.Lost))
+	}
 	for _, c := range m.Causes {
 		ae.Nested(ACausesCause, func(ae *netlink.AttributeEncoder) error {
 			ae.Uint32(ACauseThread, uint32(c.Thread))
 			ae.Uint32(ACauseCompletionFilter, c.Filter)
-			if c.File != "" {
-				ae.Bytes(ACauseFile, []byte(c.File))
-			}
+			ae.Bytes(ACauseFile, []byte(c.File))
+			ae.Uint64(ACauseBegun, uint64(c.Begun))
+			ae.Uint64(ACauseEnded, uint64(c.Ended))
 			return nil
 		})
 	}
@@ -341,7 +344,7 @@ func DecodeCauses(b []byte) (Causes, error) {
 	_, err := decode(b, 0, func(ad *netlink.AttributeDecoder) {
 		switch ad.Type() {
 		case ACausesLost:
-			m.Lost = ad.Flag()
+			m.Lost = int64(ad.Uint64())
 		case ACausesCause:
 			ad.Do(func(b []byte) error {
 				c, err := decodeCause(b)
@@ -358,7 +361,7 @@ func DecodeCauses(b []byte) (Causes, error) {
 
 func decodeCause(b []byte) (Cause, error) {
 	var c Cause
-	_, err := decode(b, 1<<ACauseThread|1<<ACauseCompletionFilter, func(ad *netlink.AttributeDecoder) {
+	_, err := decode(b, 1<<ACauseThread|1<<ACauseCompletionFilter|1<<ACauseFile|1<<ACauseBegun|1<<ACauseEnded, func(ad *netlink.AttributeDecoder) {
 		switch ad.Type() {
 		case ACauseThread:
 			c.Thread = int32(ad.Uint32())
@@ -366,6 +369,10 @@ func decodeCause(b []byte) (Cause, error) {
 			c.Filter = ad.Uint32()
 		case ACauseFile:
 			c.File = string(ad.Bytes())
+		case ACauseBegun:
+			c.Begun = int64(ad.Uint64())
+		case ACauseEnded:
+			c.Ended = int64(ad.Uint64())
 		}
 	})
 	return c, err

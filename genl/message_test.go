@@ -42,7 +42,7 @@ var completes = []Complete{
 
 var causes = []Causes{
 	{},
-	{Lost: true, Causes: []Cause{{Thread: 1, Filter: 4}, {Thread: 2, Filter: 0, File: "handle"}}},
+	{Lost: 3, Causes: []Cause{{Thread: 1, Filter: 4, File: "f"}, {Thread: 2, File: "handle", Begun: 1, Ended: 1 << 40}}},
 }
 
 func TestRoundTrip(t *testing.T) {

@@ -10,64 +10,64 @@ import (
 // causes knows what SMB requests have changed. fanotify does not tell which of a
 // file's attributes were, ksmbd does, see causes in ksmbd-notify.yaml.
 //
-// The cause of a change is among those fetched since the last time that the
-// queue was read before it was told, or among those of the Drain before.
+// The causes of a change are fetched after it was read. They may have been
+// fetched in the Drain before as well, as the queue was read before that.
 type causes struct {
 	fetch    func() (genl.Causes, error)
-	now, old fetched
-	read     uint64 // the read of the queue after which was fetched last
-}
-
-// fetched is what was fetched during one Drain.
-type fetched struct {
-	by   map[causeKey]Filter
-	lost bool // some is missing
+	now, old map[causeKey][]genl.Cause // fetched in this Drain, and in the one before
+	lost     int64                     // causes that ended until then are missing
+	until    int64                     // what happened until then has its causes fetched
 }
 
 type causeKey struct {
 	thread int32
-	file   string // "" for any
+	file   string
 }
 
 // next says that a Drain begins.
 func (k *causes) next() {
-	if k.old, k.now = k.now, k.old; k.now.by == nil {
-		k.now.by = make(map[causeKey]Filter)
+	if k.old, k.now = k.now, k.old; k.now == nil {
+		k.now = make(map[causeKey][]genl.Cause)
 	}
-	clear(k.now.by)
-	k.now.lost = false
+	clear(k.now)
 }
 
-// of returns what c may have changed, All if that is not known.
+// of returns what an Attrib in c stands for, All if that is not known.
 func (k *causes) of(c fanotify.Change) Filter {
-	if c.Thread == 0 || c.Op&(fanotify.Modify|fanotify.Attrib) == 0 {
+	if c.Thread == 0 || c.Op&fanotify.Attrib == 0 {
 		return All
 	}
-	if k.read != c.Read {
-		k.read = c.Read
+	if k.until != c.Until {
+		k.until = c.Until
 		k.more()
 	}
-	var cause Filter
-	known := false
-	for _, f := range [...]*fetched{&k.now, &k.old} {
-		for _, file := range [...][]byte{c.File, nil} {
-			filter, ok := f.by[causeKey{c.Thread, string(file)}]
-			cause |= filter
-			// Of any file, it is the only one that its thread changes
-			// attributes of now. But it may also write for a loop device.
-			known = known || ok && (file != nil || c.Op&fanotify.Modify == 0)
-		}
-	}
-	if !known || k.now.lost || k.old.lost {
+	if c.Since <= k.lost {
 		return All
 	}
-	return cause & All
+	var of Filter
+	known := false
+	for _, fetched := range [...]map[causeKey][]genl.Cause{k.now, k.old} {
+		for _, cause := range fetched[causeKey{c.Thread, string(c.File)}] {
+			if cause.Begun <= c.Until && c.Since <= cause.Ended {
+				of |= Filter(cause.Filter)
+				known = true
+			}
+		}
+	}
+	if !known {
+		return All
+	}
+	return of & All
 }
 
 func (k *causes) more() {
 	m, err := k.fetch()
-	k.now.lost = k.now.lost || m.Lost || err != nil
+	if err != nil {
+		m.Lost = k.until // they are gone from the kernel, perhaps
+	}
+	k.lost = max(k.lost, m.Lost)
 	for _, c := range m.Causes {
-		k.now.by[causeKey{c.Thread, c.File}] |= Filter(c.Filter)
+		key := causeKey{c.Thread, c.File}
+		k.now[key] = append(k.now[key], c)
 	}
 }

@@ -10,7 +10,8 @@ import (
 	"ksmbd-notifyd/genl"
 )
 
-// A change is told by its cause for as long as that may be the one of it.
+// An ATTRIB stands for what its causes say, and for nothing that the same thread
+// did to the same file at another time.
 func TestCauses(t *testing.T) {
 	var next genl.Causes
 	var err error
@@ -18,65 +19,70 @@ func TestCauses(t *testing.T) {
 		defer func() { next = genl.Causes{} }()
 		return next, err
 	}}
-	read := uint64(0)
-	drain := func(c ...genl.Cause) {
+	now := int64(100)
+	drain := func(c ...genl.Cause) { // what happened in the last ten units of time
 		k.next()
-		read++
+		now += 10
 		next.Causes = c
 	}
 	expect := func(want Filter, op fanotify.Op, thread int32, file string) {
 		t.Helper()
-		got := k.of(fanotify.Change{Op: op, Thread: thread, File: []byte(file), Read: read})
-		if got != want {
+		c := fanotify.Change{Op: op, Thread: thread, File: []byte(file), Since: now - 10, Until: now}
+		if got := k.of(c); got != want {
 			t.Errorf("%d changed %v of %q, want %v", thread, got, file, want)
 		}
 	}
 	const attrib, modify = fanotify.Attrib, fanotify.Modify
-	ea := genl.Cause{Thread: 1, File: "f", Filter: uint32(EA)}
-	created := genl.Cause{Thread: 1, File: "g"}
+	cause := func(file string, filter Filter, begun, ended int64) genl.Cause {
+		return genl.Cause{Thread: 1, File: file, Filter: uint32(filter), Begun: begun, Ended: ended}
+	}
 
-	drain(ea, created)
+	drain(cause("f", EA, 101, 102), cause("g", 0, 105, 109))
 	expect(EA, attrib, 1, "f")
+	expect(EA, attrib|modify, 1, "f")
 	expect(0, attrib, 1, "g")
 	expect(All, attrib, 1, "h") // ksmbd's thread, but not at a request's behest
 	expect(All, attrib, 2, "f") // somebody else
 	expect(All, attrib, 0, "f")
 	expect(All, fanotify.Create, 1, "f")
 
-	drain(genl.Cause{Thread: 1, File: "f", Filter: uint32(LastWrite)})
-	expect(EA|LastWrite, attrib|modify, 1, "f") // of before, read only now
+	drain(cause("f", Creation, 95, 99), cause("f", Security, 112, 113), cause("f", EA, 121, 122))
+	expect(Security, attrib, 1, "f") // neither what came before nor what came after
 	drain()
-	expect(LastWrite, modify, 1, "f")
-	drain()
-	expect(All, modify, 1, "f")
+	expect(EA, attrib, 1, "f") // fetched the last time, read now
 
+	drain(cause("f", EA, 125, 132)) // it spans two reads
+	expect(EA, attrib, 1, "f")
 	drain()
 	expect(All, attrib, 1, "f")
-	read++ // reading on in the same Drain
-	next.Causes = []genl.Cause{ea}
+
+	drain(cause("f", EA, 151, 152), cause("f", Creation, 153, 154), cause("f", 0, 155, 156))
+	expect(EA|Creation, attrib, 1, "f")
+
+	drain(cause("f", EA, 161, 162))
+	next.Lost = 159
+	expect(EA, attrib, 1, "f")
+	drain(cause("f", EA, 171, 172))
+	next.Lost = 171
+	expect(All, attrib, 1, "f")
+	drain(cause("f", EA, 181, 182))
 	expect(EA, attrib, 1, "f")
 
-	drain(created, genl.Cause{Thread: 1, Filter: ^uint32(0)}) // any file's
-	expect(All, attrib, 1, "g")
-
-	for range 2 { // by ksmbd, by an error
-		drain(ea)
-		next.Lost = err == nil
-		expect(All, attrib, 1, "f")
-		err = nil
-		drain(ea)
-		expect(All, attrib, 1, "f") // it may be what was missing
-		drain(ea)
-		expect(EA, attrib, 1, "f")
-		err = errors.New("cannot")
-	}
+	err = errors.New("cannot")
+	drain()
+	expect(All, attrib, 1, "f")
+	err = nil
+	drain(cause("f", EA, 201, 202))
+	expect(All, attrib, 1, "f") // more of them may have been among those that did not arrive
+	drain(cause("f", EA, 211, 212))
+	expect(EA, attrib, 1, "f")
 }
 
 func TestCreatingIsNoModifying(t *testing.T) {
 	w := newWorld(t)
 	w.served(w.watchItem(1), requestItem(2, 1))
-	w.caused.Causes = []genl.Cause{{Thread: 7, File: "h"}}
-	c := fanotify.Change{File: []byte("h"), Thread: 7, Read: 1}
+	w.caused.Causes = []genl.Cause{{Thread: 7, File: "h", Begun: 1, Ended: 2}}
+	c := fanotify.Change{File: []byte("h"), Thread: 7, Since: 1, Until: 3}
 	c.Op = fanotify.Create
 	w.change(0, c, "a")
 	c.Op = fanotify.Attrib

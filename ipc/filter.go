@@ -76,7 +76,9 @@ next:
 // What lets through a change of one name that does not concern the name itself.
 // An ATTRIB of fanotify does not tell mode, owner, ACL, times and xattrs apart,
 // and ksmbd keeps DOS attributes, EAs and streams in xattrs: it stands for
-// everything that those can be. A size, though, changes with a MODIFY only.
+// everything that those can be, unless its cause is known. A size, though,
+// changes with a MODIFY only, and a MODIFY is never anything but a write or a
+// change of size where SMB requests are concerned: ksmbd sets times by twos.
 const (
 	byModify = LastWrite | Size | Attributes
 	byAttrib = Attributes | LastWrite | LastAccess | Creation | EA | Security |
@@ -106,20 +108,20 @@ func (f Filter) Ops() fanotify.Op {
 }
 
 // byData returns what lets through a change that leaves the name as it is. Of
-// what is known to have been changed, only that.
+// what is known to be behind an ATTRIB, only that.
 func byData(op fanotify.Op, cause Filter) (by Filter) {
 	if op&fanotify.Modify != 0 {
 		by |= byModify
 	}
 	if op&fanotify.Attrib != 0 {
-		by |= byAttrib
+		by |= byAttrib & cause
 	}
-	return by & cause
+	return by
 }
 
 // records returns the change records that a change gives under the filter. They
 // belong together: they go to the client in one response or not at all. The
-// cause is what of the file has been changed, All if nobody knows.
+// cause is what an Attrib stands for, All if nobody knows.
 func (f Filter) records(c fanotify.Change, cause Filter) []genl.Record {
 	nameBit := FileName
 	if c.Dir {

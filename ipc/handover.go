@@ -95,7 +95,7 @@ func (l *loop) inherit(h *Handover, family uint16, registrations uint32) {
 	}
 	l.inheriting, l.heirs = true, h.Watches
 	// The causes of what waits in the queue may have been fetched already.
-	l.causes.now.lost = true
+	l.causes.lost = 1 // its Since is not known, and so is 0
 }
 
 // inherits says whether an item is about the watches that the last daemon had.

@@ -201,7 +201,7 @@ func TestInheritCauses(t *testing.T) {
 	w.caused = genl.Causes{Causes: []genl.Cause{{Thread: 7, Filter: uint32(Size), File: "f"}}}
 	item := w.rescanItem(1)
 	item.Filter = uint32(Security)
-	w.change(0, fanotify.Change{Op: fanotify.Attrib, Thread: 7, File: []byte("f"), Read: 1}, "a")
+	w.change(0, fanotify.Change{Op: fanotify.Attrib, Thread: 7, File: []byte("f"), Until: 1}, "a")
 	w.served(item, requestItem(11, 1), cancelItem(0))
 	w.told("confirm", "11: *a")
 }

@@ -214,7 +214,7 @@ func (k *ksmbd) Causes() (genl.Causes, error) {
 		}
 	}
 	k.log.Debug("asking ksmbd for causes failed", "err", err)
-	return genl.Causes{Lost: true}, err
+	return genl.Causes{}, err
 }
 
 func (k *ksmbd) complete(m genl.Complete) error {

@@ -11,12 +11,16 @@
 DEFINE_SPINLOCK(notify_lock);
 LIST_HEAD(notify_watches);
 LIST_HEAD(notify_items);
+LIST_HEAD(notify_ended);
 LIST_HEAD(notify_waiting);
 DEFINE_HASHTABLE(notify_requests, 10);
 u64 notify_last_id;
 u32 notify_daemon;
 unsigned long notify_progress;
+size_t notify_bytes;
 struct workqueue_struct *notify_wq;
+struct workqueue_struct *notify_send_wq;
+struct workqueue_struct *notify_rdma_wq;
 
 void notify_item_put(struct notify_item *item)
 {
@@ -47,15 +51,21 @@ static DECLARE_DELAYED_WORK(notify_bell, notify_bell_work);
 
 void notify_item_queue(struct notify_item *item, u32 type)
 {
+	struct list_head *queue = notify_queue(type);
+
 	lockdep_assert_held(&notify_lock);
 
-	item->type = type;
-	if (!list_empty(&item->entry))
+	if (!list_empty(&item->entry)) {
+		if (notify_queue(item->type) != queue)
+			list_move_tail(&item->entry, queue);
+		item->type = type;
 		return;
-	if (list_empty(&notify_items))
+	}
+	item->type = type;
+	if (list_empty(&notify_items) && list_empty(&notify_ended))
 		queue_delayed_work(notify_wq, &notify_bell, 0);
 	refcount_inc(&item->refs);
-	list_add_tail(&item->entry, &notify_items);
+	list_add_tail(&item->entry, queue);
 }
 
 void notify_item_unqueue(struct notify_item *item)
@@ -263,14 +273,25 @@ void ksmbd_notify_release(struct ksmbd_work *work)
 
 int ksmbd_notify_init(void)
 {
-	int err;
+	int err = -ENOMEM;
 
 	notify_wq = alloc_workqueue("ksmbd-notify", WQ_UNBOUND, 0);
 	if (!notify_wq)
-		return -ENOMEM;
+		return err;
+	notify_send_wq = alloc_workqueue("ksmbd-notify-send", WQ_UNBOUND, 0);
+	if (!notify_send_wq)
+		goto err_wq;
+	notify_rdma_wq = alloc_workqueue("ksmbd-notify-rdma", WQ_UNBOUND, 0);
+	if (!notify_rdma_wq)
+		goto err_send_wq;
 	err = ksmbd_notify_netlink_init();
-	if (err)
-		destroy_workqueue(notify_wq);
+	if (!err)
+		return 0;
+	destroy_workqueue(notify_rdma_wq);
+err_send_wq:
+	destroy_workqueue(notify_send_wq);
+err_wq:
+	destroy_workqueue(notify_wq);
 	return err;
 }
 
@@ -281,5 +302,7 @@ void ksmbd_notify_exit(void)
 	ksmbd_notify_unregister(notify_daemon);
 	cancel_delayed_work_sync(&notify_timeout);
 	cancel_delayed_work_sync(&notify_bell);
+	destroy_workqueue(notify_rdma_wq);
+	destroy_workqueue(notify_send_wq);
 	destroy_workqueue(notify_wq);
 }

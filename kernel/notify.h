@@ -17,14 +17,11 @@
 
 #include "ksmbd_netlink.h"
 
+struct dentry;
 struct file;
 struct file_handle;
 struct iattr;
-struct inode;
 struct smb2_hdr;
-struct xattr_dos_attrib;
-struct mnt_idmap;
-struct path;
 struct ksmbd_conn;
 struct ksmbd_file;
 struct ksmbd_inode;
@@ -32,25 +29,72 @@ struct ksmbd_notify_request;
 struct ksmbd_session;
 struct ksmbd_work;
 
+/* CANCELs that are remembered for when their request has been decrypted. */
+#define KSMBD_NOTIFY_MAX_CANCELLED	32
+
 /**
  * struct ksmbd_notify_conn - what a connection owes its client
  * @send:	requests of which something is to be sent, in order
- * @work:	sends them; the only place that writes notify responses
+ * @work:	sends them; the only place that begins to write notify responses
+ * @out:	the request of which it is sending something
+ * @delay:	in jiffies, until it tries again to
+ * @rest:	the response to be written before any other, perhaps in part
+ *		already: set by @work or under srv_mutex, cleared under that
+ * @stalled:	in jiffies, since when nothing could be written, or 0; under
+ *		srv_mutex
+ * @msg_flags:	for the transport, likewise
+ * @bytes:	of change records that wait to be sent
  * @pending:	requests parked on the connection, under conn->request_lock
- * @cancelled:	MessageId of the last CANCEL that found no request, likewise
+ * @cancelled:	MessageIds of the last CANCELs that found no request, likewise
+ * @cancels:	how many CANCELs that was
+ * @session:	SessionId of the last CANCEL of the oldest request, likewise
+ * @async_id:	the last one given
  */
 struct ksmbd_notify_conn {
 	struct list_head	send;
-	struct work_struct	work;
+	struct delayed_work	work;
+	struct ksmbd_notify_request *out;
+	unsigned long		delay;
+	struct ksmbd_work	*rest;
+	unsigned long		stalled;
+	int			msg_flags;
+	size_t			bytes;
 	unsigned int		pending;
-	__le64			cancelled;
+	__le64			cancelled[KSMBD_NOTIFY_MAX_CANCELLED];
+	unsigned int		cancels;
+	__le64			session;
+	int			async_id;
 };
+
+/**
+ * struct ksmbd_notify_cause - what a request changes of a file's metadata
+ * @entry:		for notify_cause.c while it runs
+ * @begun:		when it began, in ns of CLOCK_MONOTONIC
+ * @ended:		when it ended
+ * @filter:		completion filter that is concerned
+ * @thread:		the thread that changes it; 0 if nobody watches
+ * @handle_bytes:	of @handle
+ * @handle_type:	together a struct file_handle, see open_by_handle_at(2)
+ * @handle:		of the file; longer ones only overlayfs has
+ */
+struct ksmbd_notify_cause {
+	struct list_head	entry;
+	u64			begun;
+	u64			ended;
+	u32			filter;
+	u32			thread;
+	u32			handle_bytes;
+	int			handle_type;
+	u8			handle[48] __aligned(4);
+};
+
+#define KSMBD_NOTIFY_MAX_CAUSES	256
 
 /* Hooks in ksmbd */
 int ksmbd_notify_init(void);
 void ksmbd_notify_exit(void);
 void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc);
-int ksmbd_notify(struct ksmbd_work *work);
+int ksmbd_notify_async_id(struct ksmbd_conn *conn);
 void ksmbd_notify_release(struct ksmbd_work *work);
 void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr);
 void ksmbd_notify_disconnect(struct ksmbd_file *fp);
@@ -58,12 +102,7 @@ void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);
 void ksmbd_notify_session_expired(struct ksmbd_session *sess);
 void ksmbd_notify_flush(struct ksmbd_conn *conn);
-int ksmbd_notify_process(struct ksmbd_work *work,
-			 int (*proc)(struct ksmbd_work *work));
-void ksmbd_notify_set_times(struct inode *inode, struct iattr *attrs);
-int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
-				const struct path *path,
-				struct xattr_dos_attrib *da);
+int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags);
 
 /**
  * struct ksmbd_notify_next - an item on its way to the daemon
@@ -91,24 +130,6 @@ struct ksmbd_notify_next {
 	char			share[KSMBD_REQ_MAX_SHARE_NAME];
 };
 
-/**
- * struct ksmbd_notify_cause - what a request may have changed
- * @filter:		completion filter that is concerned
- * @thread:		the thread that changed it
- * @handle_bytes:	of @handle, 0 if the file is not known
- * @handle_type:	together a struct file_handle, see open_by_handle_at(2)
- * @handle:		of the file
- */
-struct ksmbd_notify_cause {
-	u32			filter;
-	u32			thread;
-	u32			handle_bytes;
-	int			handle_type;
-	u8			handle[32];
-};
-
-#define KSMBD_NOTIFY_MAX_CAUSES	256
-
 /* For notify_netlink.c; daemon is the port id of the calling socket */
 int ksmbd_notify_register(u32 daemon, u32 *registrations);
 void ksmbd_notify_unregister(u32 daemon);
@@ -125,7 +146,16 @@ bool ksmbd_notify_watching(void);
 bool ksmbd_notify_registered(u32 daemon);
 
 /* notify_cause.c */
-unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, bool *lost);
+void ksmbd_notify_begin(struct ksmbd_notify_cause *cause,
+			const struct dentry *dentry, u32 filter);
+void ksmbd_notify_begin_xattr(struct ksmbd_notify_cause *cause,
+			      const struct dentry *dentry, const char *name,
+			      const void *value);
+void ksmbd_notify_end(struct ksmbd_notify_cause *cause);
+u32 ksmbd_notify_basic_filter(const void *buffer);
+void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
+			      const struct dentry *dentry, struct iattr *attrs);
+unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, u64 *lost);
 
 /* The daemon is stuck if it handles no item for so long, in milliseconds. */
 #define KSMBD_NOTIFY_ACK_TIMEOUT	2000

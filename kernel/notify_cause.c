@@ -1,281 +1,168 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * What SMB requests change.
+ * What SMB requests change of a file's metadata.
  *
- * fanotify tells that a file's metadata was changed, but not what of it. For a
- * change that comes through SMB this is known: while there are watches, every
- * request that may change something has a cause, which says by thread, file
- * and completion filter what that is. The daemon fetches the causes after it
- * has read its queue: that of a change which it has read is among those that
- * it fetches then, or was among those that it fetched the time before.
+ * fsnotify tells all of it as ATTRIB. Whoever changes it on behalf of an SMB
+ * request says what, and what it did from begin to end is a cause. The daemon
+ * fetches causes after it has read its queue: the cause of a change that it
+ * has read there has ended by then, or still runs.
  */
 
 #include <linux/exportfs.h>
-#include <linux/list.h>
+#include <linux/fsnotify.h>
+#include <linux/ktime.h>
 #include <linux/sched.h>
-#include <linux/spinlock.h>
 #include <linux/xattr.h>
 
-#include "glob.h"
-#include "connection.h"
-#include "ksmbd_work.h"
-#include "ndr.h"
-#include "notify.h"
-#include "notify_compat.h"
-#include "smb_common.h"
-#include "vfs_cache.h"
+#include "notify_impl.h"
+#include "xattr.h"
 
-/* All that a write is told as, see ipc/filter.go. */
-#define CHANGE_WRITE	(FILE_NOTIFY_CHANGE_LAST_WRITE | \
-			 FILE_NOTIFY_CHANGE_SIZE | \
-			 FILE_NOTIFY_CHANGE_ATTRIBUTES)
-#define CHANGE_STREAM	(FILE_NOTIFY_CHANGE_STREAM_SIZE | \
-			 FILE_NOTIFY_CHANGE_STREAM_WRITE)
-#define CHANGE_ANYTHING	(~0u)
-
-/* A request that runs, on its thread's stack. */
-struct running {
-	struct list_head		entry;
-	struct ksmbd_notify_cause	cause;
-};
-
-static DEFINE_SPINLOCK(cause_lock);
+static DEFINE_SPINLOCK(cause_lock);	/* nothing else is locked under it */
 static LIST_HEAD(causes_running);
+/* Those that have ended and were not fetched; the latest, if too many. */
 static struct ksmbd_notify_cause causes[KSMBD_NOTIFY_MAX_CAUSES];
-static unsigned int causes_count;
-static bool causes_lost;
+static unsigned int causes_first, causes_count;
+static u64 causes_lost;			/* when the last of the others ended */
 
-static void cause_set_file(struct ksmbd_notify_cause *cause,
-			   struct ksmbd_file *fp)
+/* Whether fsnotify has anybody to tell of an ATTRIB of @dentry. */
+static bool is_watched(const struct dentry *dentry)
+{
+	const struct inode *inode = d_inode(dentry);
+
+	if (!ksmbd_notify_watching())
+		return false;
+	return dentry->d_flags & DCACHE_FSNOTIFY_PARENT_WATCHED ||
+	       (inode->i_fsnotify_mask | inode->i_sb->s_fsnotify_mask) &
+	       FS_ATTRIB;
+}
+
+static bool is_same_file(const struct ksmbd_notify_cause *a,
+			 const struct ksmbd_notify_cause *b)
+{
+	return a->handle_bytes == b->handle_bytes &&
+	       a->handle_type == b->handle_type &&
+	       !memcmp(a->handle, b->handle, a->handle_bytes);
+}
+
+/**
+ * ksmbd_notify_begin() - metadata is about to be changed
+ * @cause:	what is known of it until ksmbd_notify_end()
+ * @dentry:	the file
+ * @filter:	completion filter of what will change; 0 if nobody is to be told
+ *
+ * What is begun before the end of another one, of the same file by the same
+ * thread, is part of that.
+ */
+void ksmbd_notify_begin(struct ksmbd_notify_cause *cause,
+			const struct dentry *dentry, u32 filter)
 {
 	int words = sizeof(cause->handle) / sizeof(u32), type;
+	struct ksmbd_notify_cause *other;
 
-	type = exportfs_encode_fid(file_inode(fp->filp),
-				   (struct fid *)cause->handle, &words);
+	cause->thread = 0;
+	if (!is_watched(dentry))
+		return;
+	type = exportfs_encode_fid(d_inode(dentry), (struct fid *)cause->handle,
+				   &words);
 	if (type < 0 || type == FILEID_INVALID)
 		return;
 	cause->handle_bytes = words * sizeof(u32);
 	cause->handle_type = type;
-}
+	cause->filter = filter;
 
-/* The completion filter of what SET_INFO is about to change. */
-static u32 set_info_filter(const struct smb2_set_info_req *req,
-			   struct ksmbd_file *fp)
-{
-	const struct file_basic_info *basic;
-	u32 filter = 0;
-
-	if (req->InfoType == SMB2_O_INFO_SECURITY)
-		return FILE_NOTIFY_CHANGE_SECURITY;
-	if (req->InfoType != SMB2_O_INFO_FILE)
-		return CHANGE_ANYTHING;
-
-	switch (req->FileInfoClass) {
-	case FILE_BASIC_INFORMATION:
-		if (le32_to_cpu(req->BufferLength) < sizeof(*basic))
-			return 0;
-		basic = (void *)req + le16_to_cpu(req->BufferOffset);
-		if (basic->Attributes)
-			filter |= FILE_NOTIFY_CHANGE_ATTRIBUTES;
-		if (basic->CreationTime)
-			filter |= FILE_NOTIFY_CHANGE_CREATION;
-		if (basic->LastAccessTime)
-			filter |= FILE_NOTIFY_CHANGE_LAST_ACCESS;
-		if (basic->LastWriteTime)
-			filter |= FILE_NOTIFY_CHANGE_LAST_WRITE;
-		return filter;
-	case FILE_FULL_EA_INFORMATION:
-		return FILE_NOTIFY_CHANGE_EA;
-	case FILE_END_OF_FILE_INFORMATION:
-	case FILE_ALLOCATION_INFORMATION:
-		return ksmbd_stream_fd(fp) ? CHANGE_STREAM : CHANGE_WRITE;
-	default:
-		return CHANGE_ANYTHING;
-	}
-}
-
-/*
- * Returns whether CREATE may change anything, and what as far as it can be
- * told beforehand. What a new file has, it came with.
- */
-static bool create_filter(const struct smb2_create_req *req, u32 *filter)
-{
-	const __le16 *name = (void *)req + le16_to_cpu(req->NameOffset);
-	int i, units = le16_to_cpu(req->NameLength) / sizeof(*name);
-	bool stream = false, creates = true, overwrites = true;
-
-	for (i = 0; i < units && !stream; i++)
-		stream = get_unaligned_le16(&name[i]) == ':';
-	switch (req->CreateDisposition & FILE_CREATE_MASK_LE) {
-	case FILE_OPEN_LE:
-		return false;
-	case FILE_CREATE_LE:
-	case FILE_OPEN_IF_LE:
-		overwrites = false;
-		break;
-	case FILE_OVERWRITE_LE:
-		creates = false;
-		break;
-	}
-	*filter = 0;
-	if (overwrites)
-		*filter |= stream ? CHANGE_STREAM : CHANGE_WRITE;
-	if (creates && stream)
-		*filter |= FILE_NOTIFY_CHANGE_STREAM_NAME;
-	return true;
-}
-
-/* Returns whether the request may change metadata, and what of which file. */
-static bool cause_begin(struct ksmbd_work *work,
-			struct ksmbd_notify_cause *cause)
-{
-	void *req = ksmbd_req_buf_next(work);
-	struct ksmbd_file *fp;
-	bool changes = true;
-	u64 id;
-
-	cause->filter = CHANGE_ANYTHING;
-	switch (((struct smb2_hdr *)req)->Command) {
-	case SMB2_CREATE:
-		return create_filter(req, &cause->filter);
-	case SMB2_TREE_DISCONNECT:
-	case SMB2_LOGOFF:
-	case SMB2_SESSION_SETUP:
-		return true;
-	case SMB2_CLOSE:
-		id = ((struct smb2_close_req *)req)->VolatileFileId;
-		break;
-	case SMB2_WRITE:
-		id = ((struct smb2_write_req *)req)->VolatileFileId;
-		break;
-	case SMB2_SET_INFO:
-		id = ((struct smb2_set_info_req *)req)->VolatileFileId;
-		break;
-	case SMB2_IOCTL:
-		id = ((struct smb2_ioctl_req *)req)->VolatileFileId;
-		break;
-	default:
-		return false;
-	}
-
-	if (!work->sess || !work->tcon)
-		return false;
-	if (work->next_smb2_rcv_hdr_off && !has_file_id(id))
-		id = work->compound_fid;
-	fp = ksmbd_lookup_fd_fast(work, id);
-	if (!fp)
-		return false;
-	cause_set_file(cause, fp);
-
-	switch (((struct smb2_hdr *)req)->Command) {
-	case SMB2_CLOSE:
-		/* It may delete a stream, which is an xattr. */
-		changes = ksmbd_stream_fd(fp) &&
-			  fp->coption & FILE_DELETE_ON_CLOSE_LE;
-		cause->filter = FILE_NOTIFY_CHANGE_STREAM_NAME;
-		break;
-	case SMB2_WRITE:
-		cause->filter = ksmbd_stream_fd(fp) ? CHANGE_STREAM :
-						      CHANGE_WRITE;
-		break;
-	case SMB2_SET_INFO:
-		cause->filter = set_info_filter(req, fp);
-		break;
-	}
-	ksmbd_fd_put(work, fp);
-	return changes;
-}
-
-/* After CREATE it is known which file that was. */
-static bool create_end(struct ksmbd_work *work,
-		       struct ksmbd_notify_cause *cause)
-{
-	struct smb2_create_rsp *rsp = ksmbd_resp_buf_next(work);
-	struct ksmbd_file *fp;
-
-	if (rsp->hdr.Status)
-		return false;
-	fp = ksmbd_lookup_fd_fast(work, rsp->VolatileFileId);
-	if (!fp)
-		return false;
-	cause_set_file(cause, fp);
-	if (!ksmbd_stream_fd(fp) &&
-	    rsp->CreateAction == cpu_to_le32(FILE_CREATED))
-		cause->filter = 0;
-	ksmbd_fd_put(work, fp);
-	return true;
-}
-
-/* One cause does for all writes of a thread to a file. */
-static bool cause_is_kept(const struct ksmbd_notify_cause *cause)
-{
-	unsigned int i, recent = min(causes_count, 8u);
-
-	for (i = causes_count - recent; i < causes_count; i++)
-		if (!memcmp(&causes[i], cause, sizeof(*cause)))
-			return true;
-	return false;
-}
-
-static void cause_keep(const struct ksmbd_notify_cause *cause)
-{
-	lockdep_assert_held(&cause_lock);
-
-	if (cause_is_kept(cause))
-		return;
-	if (causes_count < KSMBD_NOTIFY_MAX_CAUSES)
-		causes[causes_count++] = *cause;
-	else
-		causes_lost = true;
-}
-
-/**
- * ksmbd_notify_process() - have a request handled
- * @work:	smb work with the request
- * @proc:	its handler
- *
- * Return:	what @proc returns
- */
-int ksmbd_notify_process(struct ksmbd_work *work,
-			 int (*proc)(struct ksmbd_work *work))
-{
-	struct running run = { .cause.handle_type = FILEID_INVALID };
-	struct ksmbd_notify_cause *cause = &run.cause;
-	bool keep = true;
-	int ret;
-
-	/* What began before the first watch may be told as anything. */
-	if (!ksmbd_notify_watching() || !cause_begin(work, cause))
-		return proc(work);
-
+	spin_lock(&cause_lock);
+	list_for_each_entry(other, &causes_running, entry)
+		if (other->thread == task_pid_nr(current) &&
+		    is_same_file(other, cause))
+			goto out;
 	cause->thread = task_pid_nr(current);
-	spin_lock(&cause_lock);
-	list_add_tail(&run.entry, &causes_running);
+	cause->begun = ktime_get_ns();
+	list_add_tail(&cause->entry, &causes_running);
+out:
 	spin_unlock(&cause_lock);
-
-	ret = proc(work);
-
-	if (((struct smb2_hdr *)ksmbd_req_buf_next(work))->Command ==
-	    SMB2_CREATE)
-		keep = create_end(work, cause);
-	spin_lock(&cause_lock);
-	list_del(&run.entry);
-	if (keep)
-		cause_keep(cause);
-	spin_unlock(&cause_lock);
-	return ret;
 }
 
 /**
- * ksmbd_notify_set_times() - have times told as such
- * @inode:	of the file, locked
+ * ksmbd_notify_begin_xattr() - an extended attribute is about to be changed
+ * @cause:	as of ksmbd_notify_begin()
+ * @dentry:	the file
+ * @name:	the attribute's name
+ * @value:	what it is set to, NULL if it is made empty or removed
+ */
+void ksmbd_notify_begin_xattr(struct ksmbd_notify_cause *cause,
+			      const struct dentry *dentry, const char *name,
+			      const void *value)
+{
+	u32 filter = FILE_NOTIFY_CHANGE_EA;
+
+	if (!strcmp(name, XATTR_NAME_DOS_ATTRIBUTE))
+		filter = FILE_NOTIFY_CHANGE_ATTRIBUTES;
+	else if (!strcmp(name, XATTR_NAME_SD))
+		filter = FILE_NOTIFY_CHANGE_SECURITY;
+	else if (!strncmp(name, XATTR_NAME_STREAM, XATTR_NAME_STREAM_LEN))
+		filter = value ? FILE_NOTIFY_CHANGE_STREAM_SIZE |
+				 FILE_NOTIFY_CHANGE_STREAM_WRITE :
+				 FILE_NOTIFY_CHANGE_STREAM_NAME;
+	ksmbd_notify_begin(cause, dentry, filter);
+}
+
+/**
+ * ksmbd_notify_end() - metadata has been changed
+ * @cause:	what was begun, or zeros
+ */
+void ksmbd_notify_end(struct ksmbd_notify_cause *cause)
+{
+	if (!cause->thread)
+		return;
+
+	spin_lock(&cause_lock);
+	list_del(&cause->entry);
+	cause->ended = ktime_get_ns();
+	if (causes_count == KSMBD_NOTIFY_MAX_CAUSES) {
+		causes_lost = causes[causes_first].ended;
+		causes_first = (causes_first + 1) % KSMBD_NOTIFY_MAX_CAUSES;
+		causes_count--;
+	}
+	causes[(causes_first + causes_count++) % KSMBD_NOTIFY_MAX_CAUSES] =
+		*cause;
+	spin_unlock(&cause_lock);
+	cause->thread = 0;
+}
+
+/**
+ * ksmbd_notify_basic_filter() - what a change of DOS attributes is told as
+ * @buffer:	what SET_INFO asks for, a struct file_basic_info
+ *
+ * Return:	its completion filter
+ */
+u32 ksmbd_notify_basic_filter(const void *buffer)
+{
+	const struct file_basic_info *info = buffer;
+
+	return (info->Attributes ? FILE_NOTIFY_CHANGE_ATTRIBUTES : 0) |
+	       (info->CreationTime ? FILE_NOTIFY_CHANGE_CREATION : 0);
+}
+
+/**
+ * ksmbd_notify_begin_times() - times are about to be set
+ * @cause:	as of ksmbd_notify_begin()
+ * @dentry:	the file, its inode locked
  * @attrs:	what is about to be set
  *
  * fsnotify tells the setting of one time alone as reading, or as writing, which
  * have no cause. So both are set, one of them to what it is.
  */
-void ksmbd_notify_set_times(struct inode *inode, struct iattr *attrs)
+void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
+			      const struct dentry *dentry, struct iattr *attrs)
 {
+	const struct inode *inode = d_inode(dentry);
+	u32 filter = 0;
+
+	if (attrs->ia_valid & ATTR_ATIME)
+		filter |= FILE_NOTIFY_CHANGE_LAST_ACCESS;
+	if (attrs->ia_valid & ATTR_MTIME)
+		filter |= FILE_NOTIFY_CHANGE_LAST_WRITE;
+	ksmbd_notify_begin(cause, dentry, filter);
 	if (!ksmbd_notify_watching())
 		return;
 	if (!(attrs->ia_valid & ATTR_ATIME)) {
@@ -291,65 +178,35 @@ void ksmbd_notify_set_times(struct inode *inode, struct iattr *attrs)
 /**
  * ksmbd_notify_causes() - fetch the causes of changes
  * @to:		room for KSMBD_NOTIFY_MAX_CAUSES
- * @lost:	whether some did not fit, here or earlier
+ * @lost:	set to when the last cause ended that is not among them, or 0
  *
- * Those of requests that still run will be among the next as well.
+ * Those that still run are among them as if they ended now, and will be among
+ * the next as well.
  *
  * Return:	their number
  */
-unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, bool *lost)
+unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, u64 *lost)
 {
-	struct running *run;
-	unsigned int n;
+	struct ksmbd_notify_cause *cause;
+	unsigned int n = 0;
 
 	spin_lock(&cause_lock);
-	n = causes_count;
-	memcpy(to, causes, n * sizeof(*to));
-	causes_count = 0;
 	*lost = causes_lost;
-	causes_lost = false;
-	list_for_each_entry(run, &causes_running, entry) {
+	list_for_each_entry(cause, &causes_running, entry) {
 		if (n == KSMBD_NOTIFY_MAX_CAUSES) {
-			*lost = true;
+			*lost = ktime_get_ns();
 			break;
 		}
-		to[n++] = run->cause;
+		to[n] = *cause;
+		to[n++].ended = ktime_get_ns();
+	}
+	for (; causes_count; causes_count--) {
+		if (n < KSMBD_NOTIFY_MAX_CAUSES)
+			to[n++] = causes[causes_first];
+		else
+			*lost = max(*lost, causes[causes_first].ended);
+		causes_first = (causes_first + 1) % KSMBD_NOTIFY_MAX_CAUSES;
 	}
 	spin_unlock(&cause_lock);
 	return n;
-}
-
-/**
- * ksmbd_notify_new_dos_attrib() - store the DOS attributes of a fresh file
- * @idmap:	idmap of the mount
- * @path:	the file
- * @da:		its attributes
- *
- * They belong to the creation: watchers are told of that and of nothing else,
- * so this goes below the layer that tells them.
- *
- * Return:	0 or a negative errno
- */
-int ksmbd_notify_new_dos_attrib(struct mnt_idmap *idmap,
-				const struct path *path,
-				struct xattr_dos_attrib *da)
-{
-	struct inode *inode = d_inode(path->dentry);
-	struct ndr n;
-	int err;
-
-	err = ndr_encode_dos_attr(&n, da);
-	if (err)
-		goto out;
-	err = mnt_want_write(path->mnt);
-	if (err)
-		goto out;
-	inode_lock(inode);
-	err = __vfs_setxattr(idmap, path->dentry, inode,
-			     XATTR_NAME_DOS_ATTRIBUTE, n.data, n.offset, 0);
-	inode_unlock(inode);
-	mnt_drop_write(path->mnt);
-out:
-	kfree(n.data);
-	return err;
 }

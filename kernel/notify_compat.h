@@ -10,6 +10,7 @@
 #include <linux/slab.h>
 #include <linux/version.h>
 
+#include "connection.h"
 #include "smbacl.h"
 
 /* 6.12 has none. */
@@ -20,6 +21,28 @@
 #if KERNEL_VERSION(7, 2, 0) > LINUX_VERSION_CODE
 #define file_basic_info	smb2_file_basic_info
 #endif
+
+/* As the transport's writev, which before 7.3 may send but a part. */
+static inline int notify_writev(struct ksmbd_conn *conn, struct kvec *iov,
+				int iov_cnt, int size, int msg_flags)
+{
+#if KERNEL_VERSION(7, 3, 0) > LINUX_VERSION_CODE
+	int sent;
+
+	conn->notify.msg_flags = msg_flags;
+	sent = conn->transport->ops->writev(conn->transport, iov, iov_cnt, size,
+					    false, 0);
+	conn->notify.msg_flags = 0;
+	return sent;
+#else
+	const struct ksmbd_transport_write tx = {
+		.iov = iov, .iov_cnt = iov_cnt, .size = size,
+		.msg_flags = msg_flags,
+	};
+
+	return conn->transport->ops->writev(conn->transport, &tx);
+#endif
+}
 
 /* Whether the Windows ACL of @path grants @daccess to an open by @uid. */
 static inline bool notify_dacl_grants(struct ksmbd_conn *conn,

@@ -6,6 +6,7 @@
 #include <linux/cred.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 
 #include "notify_impl.h"
@@ -15,6 +16,15 @@ static u32 notify_registrations;		/* of all daemons so far */
 /* What the daemon was handed last. */
 static struct notify_item *notify_inflight;	/* a reference */
 static u32 notify_inflight_type;
+/* Items in a row before which others waited. */
+static unsigned int notify_passed;
+
+/* What has ended waits for what clients wait for, if not for ever. */
+#define NOTIFY_MAX_PASSED	8
+
+/* Of change records that wait to be sent: on a connection, and in all. */
+#define NOTIFY_MAX_CONN_BYTES	(2 * SMB3_MAX_IOSIZE)
+#define NOTIFY_MAX_BYTES	SZ_64M
 
 static void notify_offer_all(void)
 {
@@ -44,6 +54,7 @@ int ksmbd_notify_register(u32 daemon, u32 *registrations)
 	spin_lock(&notify_lock);
 	if (!notify_daemon) {
 		notify_daemon = daemon;
+		notify_progress = jiffies;
 		*registrations = ++notify_registrations;
 		notify_offer_all();
 	} else {
@@ -70,6 +81,7 @@ void ksmbd_notify_unregister(u32 daemon)
 	if (notify_inflight)
 		notify_item_put(notify_inflight);
 	notify_inflight = NULL;
+	list_splice_init(&notify_ended, &notify_items);
 	list_for_each_entry_safe(item, next, &notify_items, entry)
 		notify_item_unqueue(item);
 
@@ -108,8 +120,24 @@ static void notify_ack(void)
 	notify_item_put(item);
 }
 
+static struct notify_item *notify_first(void)
+{
+	struct list_head *queue = &notify_items;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (list_empty(queue) ||
+	    (!list_empty(&notify_ended) && notify_passed == NOTIFY_MAX_PASSED)) {
+		queue = &notify_ended;
+		notify_passed = 0;
+	} else if (!list_empty(&notify_ended)) {
+		notify_passed++;
+	}
+	return list_first_entry_or_null(queue, struct notify_item, entry);
+}
+
 /**
- * ksmbd_notify_next() - hand out the oldest item, acknowledging the last
+ * ksmbd_notify_next() - hand out an item, acknowledging the last
  * @daemon:	port id of the calling socket
  * @next:	what is handed out; the caller puts @next->dir
  *
@@ -129,11 +157,18 @@ int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next)
 		goto out;
 	}
 	notify_ack();
-	item = list_first_entry_or_null(&notify_items, struct notify_item,
-					entry);
+again:
+	item = notify_first();
 	if (!item) {
 		err = -EAGAIN;
 		goto out;
+	}
+	/* Cancelled before the daemon knew, and its watch has ended since. */
+	if (item->type == KSMBD_NOTIFY_ITEM_TYPE_REQUEST &&
+	    !item_request(item)->watch->fp) {
+		notify_request_promise(item_request(item));
+		notify_item_unqueue(item);
+		goto again;
 	}
 	/* The queue's reference becomes that of notify_inflight. */
 	list_del_init(&item->entry);
@@ -197,7 +232,7 @@ void ksmbd_notify_unpop(u32 daemon)
 	     item_watch(item)->fp)) {
 		if (item->type == KSMBD_NOTIFY_ITEM_TYPE_WATCH)
 			item_watch(item)->rescan = item_watch(item)->promised;
-		list_add(&item->entry, &notify_items);
+		list_add(&item->entry, notify_queue(item->type));
 	} else {
 		notify_item_put(item);
 	}
@@ -316,6 +351,28 @@ out:
 	return found;
 }
 
+/*
+ * Whether the records of @req may wait to be sent. A client that does not read
+ * has what waits for it bounded, and all of them have; who reads may always
+ * have one response of a usual size.
+ */
+static bool request_account(struct ksmbd_notify_request *req)
+{
+	struct ksmbd_notify_conn *nc = &req->work->conn->notify;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (nc->bytes + req->length > NOTIFY_MAX_CONN_BYTES)
+		return false;
+	if (notify_bytes + req->length > NOTIFY_MAX_BYTES &&
+	    (nc->bytes || req->length > SZ_64K))
+		return false;
+	req->bytes = req->length;
+	nc->bytes += req->bytes;
+	notify_bytes += req->bytes;
+	return true;
+}
+
 /* All records were withheld: @req goes on as if they had never been. */
 static void request_unclaim(struct ksmbd_notify_request *req)
 {
@@ -342,6 +399,7 @@ static void request_unclaim(struct ksmbd_notify_request *req)
 int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
 {
 	__le32 nt_status = STATUS_SUCCESS;
+	void *unused = NULL;
 	int err = 0;
 
 	if (req->work->saved_cred)
@@ -366,11 +424,16 @@ int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
 	if (err) {
 		request_unclaim(req);
 	} else {
+		if (nt_status == STATUS_SUCCESS && !request_account(req))
+			nt_status = STATUS_NOTIFY_ENUM_DIR;
+		if (nt_status != STATUS_SUCCESS)
+			swap(unused, req->response);
 		list_del_init(&req->entry);
 		req->status = nt_status;
 		req->done = true;
 		notify_request_send(req);
 	}
 	spin_unlock(&notify_lock);
+	kvfree(unused);
 	return err;
 }

@@ -7,28 +7,6 @@
 
 #include "notify_impl.h"
 
-/* Whether @work is a compound of @sess_id with the NOTIFY that is meant. */
-static bool notify_in_compound(struct ksmbd_work *work, __le64 sess_id,
-			       __le64 mid)
-{
-	u64 len = get_rfc1002_len(work->request_buf), off = 0;
-	struct smb2_hdr *hdr;
-
-	for (;;) {
-		hdr = smb_get_msg(work->request_buf) + off;
-		if (off + sizeof(*hdr) > len ||
-		    hdr->ProtocolId != SMB2_PROTO_NUMBER ||
-		    (!off && hdr->SessionId != sess_id))
-			return false;
-		if (hdr->Command == SMB2_CHANGE_NOTIFY &&
-		    (!mid || hdr->MessageId == mid))
-			return true;
-		if (!hdr->NextCommand)
-			return false;
-		off += le32_to_cpu(hdr->NextCommand);
-	}
-}
-
 /**
  * ksmbd_notify_cancel() - CANCEL by MessageId, the interim response not seen
  * @work:	smb work of the CANCEL, conn->request_lock held
@@ -39,30 +17,63 @@ static bool notify_in_compound(struct ksmbd_work *work, __le64 sess_id,
  */
 void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr)
 {
-	struct ksmbd_conn *conn = work->conn;
+	struct ksmbd_notify_conn *nc = &work->conn->notify;
+	const struct smb2_hdr *of;
 	struct ksmbd_work *iter;
 
-	lockdep_assert_held(&conn->request_lock);
+	lockdep_assert_held(&work->conn->request_lock);
 
-	list_for_each_entry(iter, &conn->async_requests, async_request_entry) {
+	list_for_each_entry(iter, &work->conn->async_requests,
+			    async_request_entry) {
 		if (iter->cancel_fn != notify_cancel_fn ||
-		    iter->state != KSMBD_WORK_ACTIVE ||
-		    !notify_in_compound(iter, hdr->SessionId, hdr->MessageId))
+		    iter->state != KSMBD_WORK_ACTIVE)
+			continue;
+		of = smb_get_msg(iter->request_buf);
+		if (of->SessionId != hdr->SessionId ||
+		    (hdr->MessageId && of->MessageId != hdr->MessageId))
 			continue;
 		iter->state = KSMBD_WORK_CANCELLED;
 		iter->cancel_fn(iter->cancel_argv);
 		return;
 	}
-	/* Not parked yet: request_link() will see it. */
-	list_for_each_entry(iter, &conn->requests, request_entry) {
-		if (iter == work || iter->state != KSMBD_WORK_ACTIVE ||
-		    !notify_in_compound(iter, hdr->SessionId, hdr->MessageId))
-			continue;
-		iter->state = KSMBD_WORK_CANCELLED;
+	/* Not parked yet, not even decrypted perhaps: see notify_overtaken(). */
+	if (hdr->MessageId) {
+		nc->cancelled[nc->cancels++ % ARRAY_SIZE(nc->cancelled)] =
+			hdr->MessageId;
 		return;
 	}
-	/* Not even decrypted yet, perhaps. */
-	conn->notify.cancelled = hdr->MessageId;
+	nc->session = hdr->SessionId;
+	list_for_each_entry(iter, &work->conn->requests, request_entry)
+		if (iter != work)
+			iter->notify_cancels++;
+}
+
+/**
+ * notify_overtaken() - whether CANCEL has come before a request is parked
+ * @work:	smb work with the request, conn->request_lock held
+ * @mid:	the request's MessageId
+ *
+ * Return:	whether the request is to end at once
+ */
+bool notify_overtaken(struct ksmbd_work *work, __le64 mid)
+{
+	struct ksmbd_notify_conn *nc = &work->conn->notify;
+	struct ksmbd_work *iter;
+	unsigned int i;
+
+	lockdep_assert_held(&work->conn->request_lock);
+
+	for (i = 0; i < ARRAY_SIZE(nc->cancelled); i++)
+		if (nc->cancelled[i] == mid)
+			return true;
+	if (!work->notify_cancels ||
+	    nc->session != cpu_to_le64(work->sess->id))
+		return work->state == KSMBD_WORK_CANCELLED;
+	/* One CANCEL of the oldest ends one request. */
+	list_for_each_entry(iter, &work->conn->requests, request_entry)
+		if (iter->notify_cancels)
+			iter->notify_cancels--;
+	return true;
 }
 
 static void watch_end_requests(struct notify_watch *watch, __le32 status)
@@ -80,7 +91,8 @@ static void watch_end_requests(struct notify_watch *watch, __le32 status)
  * @fp:		the file, already unreachable through its volatile id
  *
  * Its watch goes on: what happens until the client has the handle back, the
- * next request is told.
+ * next request is told. The same goes for the handles of a session that has
+ * expired.
  */
 void ksmbd_notify_disconnect(struct ksmbd_file *fp)
 {
@@ -125,18 +137,17 @@ void ksmbd_notify_delete_pending(struct ksmbd_inode *ci)
 }
 
 /**
- * ksmbd_notify_session_expired() - reauthentication has failed
+ * ksmbd_notify_session_expired() - a session that was valid is so no more
  * @sess:	the session, whose handles nobody can use any more
  */
 void ksmbd_notify_session_expired(struct ksmbd_session *sess)
 {
-	struct ksmbd_notify_request *req, *tmp;
-	struct notify_watch *watch;
+	struct ksmbd_file_table *ft = &sess->file_table;
+	struct ksmbd_file *fp;
+	unsigned int id;
 
-	spin_lock(&notify_lock);
-	list_for_each_entry(watch, &notify_watches, entry)
-		list_for_each_entry_safe(req, tmp, &watch->requests, entry)
-			if (req->work->sess == sess)
-				notify_request_end(req, STATUS_NOTIFY_CLEANUP);
-	spin_unlock(&notify_lock);
+	read_lock(&ft->lock);
+	idr_for_each_entry(ft->idr, fp, id)
+		ksmbd_notify_disconnect(fp);
+	read_unlock(&ft->lock);
 }

@@ -11,7 +11,7 @@
  * notify_cause.c	what SMB requests change
  * notify_netlink.c	the generic netlink family
  *
- * Life of a request. ksmbd_notify() parks it and holds it until the responses
+ * Life of a request. smb2_notify() parks it and holds it until the responses
  * that go before it are written; ksmbd_notify_release() then offers it to the
  * daemon. It is handled when the daemon has acknowledged it, or nobody is
  * there to do so, or KSMBD_NOTIFY_ACK_TIMEOUT has passed: from then on
@@ -21,9 +21,8 @@
  *
  * Locks. notify_lock is innermost: it is taken under conn->request_lock, under
  * a file table's lock and under ci->m_lock, and no other lock is taken under
- * it. It covers all that this header declares but for ksmbd_notify_conn.pending
- * and .cancelled, which conn->request_lock covers, and what a request's
- * comments say of it. Nothing sleeps under it.
+ * it. It covers all that this header declares but for what comments say of a
+ * request and of struct ksmbd_notify_conn. Nothing sleeps under it.
  */
 
 #ifndef __KSMBD_NOTIFY_IMPL_H__
@@ -60,7 +59,7 @@ struct notify_information {
 
 /* What waits for the daemon: a watch or a request. Must be their first member. */
 struct notify_item {
-	struct list_head	entry;	/* in notify_items, which then owns a reference */
+	struct list_head	entry;	/* in a queue, which then owns a reference */
 	refcount_t		refs;
 	u32			type;	/* enum ksmbd_notify_item_type */
 	u64			id;
@@ -73,6 +72,12 @@ struct notify_verdict {
 	u8			handle[] __aligned(4);	/* struct file_handle */
 };
 
+/*
+ * What a client may hold is bounded by ksmbd's open files, 10,000 if not
+ * configured: a watch is one of them, and takes some 250 bytes besides, and up
+ * to 2 KiB (ext4) or 6 KiB (the longest handles) of verdicts for a tree. What
+ * it may have pend is bounded for each connection, at about 1 KiB a request.
+ */
 struct notify_watch {
 	struct notify_item	item;
 	struct list_head	entry;		/* in notify_watches until closed */
@@ -105,6 +110,7 @@ struct ksmbd_notify_request {
 	void			*cancel_argv[1];
 	struct smb2_hdr		hdr;		/* of the response, not asynchronous */
 	void			*response;	/* with records, instead of work's */
+	size_t			bytes;		/* of response that are accounted for */
 	u32			limit;
 	u32			length;
 	struct notify_information *last;
@@ -122,17 +128,23 @@ struct ksmbd_notify_request {
 	bool			done;		/* status is final */
 	bool			refused;	/* no STATUS_PENDING if not sent yet */
 	bool			interim;	/* STATUS_PENDING has been sent */
+	bool			final;		/* what is being sent ends it */
+	bool			begun;		/* and is, or was, ksmbd_notify_conn.rest */
 };
 
 extern spinlock_t notify_lock;
 extern struct list_head notify_watches;		/* by ->entry */
-extern struct list_head notify_items;		/* what the daemon is yet to fetch */
+extern struct list_head notify_items;		/* what clients wait for the daemon to fetch */
+extern struct list_head notify_ended;		/* what it is yet to fetch besides */
 extern struct list_head notify_waiting;		/* requests not handled, oldest first */
 extern DECLARE_HASHTABLE(notify_requests, 10);	/* not taken, by id */
 extern u64 notify_last_id;			/* of watches and requests */
 extern u32 notify_daemon;			/* the registered one's port id, or 0 */
 extern unsigned long notify_progress;		/* when it last did an item */
-extern struct workqueue_struct *notify_wq;
+extern size_t notify_bytes;			/* of change records that wait to be sent */
+extern struct workqueue_struct *notify_wq;	/* for what never waits */
+extern struct workqueue_struct *notify_send_wq;	/* sends over TCP, which does not either */
+extern struct workqueue_struct *notify_rdma_wq;	/* sends over RDMA, which does */
 
 static inline struct notify_watch *item_watch(struct notify_item *item)
 {
@@ -148,6 +160,14 @@ static inline bool item_is_request(const struct notify_item *item)
 {
 	return item->type == KSMBD_NOTIFY_ITEM_TYPE_REQUEST ||
 	       item->type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL;
+}
+
+/* Where an item of @type waits: what clients wait for goes first. */
+static inline struct list_head *notify_queue(u32 type)
+{
+	return type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL ||
+	       type == KSMBD_NOTIFY_ITEM_TYPE_UNWATCH ? &notify_ended :
+							&notify_items;
 }
 
 static inline bool conn_is_dead(struct ksmbd_conn *conn)
@@ -172,5 +192,8 @@ void notify_request_free(struct ksmbd_notify_request *req);
 
 /* notify_park.c */
 void notify_cancel_fn(void **argv);
+
+/* notify_end.c */
+bool notify_overtaken(struct ksmbd_work *work, __le64 mid);
 
 #endif /* __KSMBD_NOTIFY_IMPL_H__ */

@@ -41,6 +41,17 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 	void *hdr;
 	int err;
 
+	/*
+	 * The daemon is given directories that anybody may watch, and names
+	 * files by handles: it has to be one who could open and name them all,
+	 * and who may use fanotify.
+	 */
+	if (!netlink_capable(skb, CAP_SYS_ADMIN) ||
+	    !netlink_capable(skb, CAP_DAC_READ_SEARCH)) {
+		GENL_SET_ERR_MSG(info,
+				 "needs CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH and CAP_NET_ADMIN");
+		return -EPERM;
+	}
 	if (GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_REGISTER_VERSION))
 		return -EINVAL;
 	if (nla_get_u32(info->attrs[KSMBD_NOTIFY_A_REGISTER_VERSION]) !=
@@ -290,10 +301,13 @@ static int notify_put_cause(struct sk_buff *msg,
 	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_THREAD, cause->thread) ||
 	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_COMPLETION_FILTER,
 			cause->filter) ||
-	    (cause->handle_bytes &&
-	     nla_put(msg, KSMBD_NOTIFY_A_CAUSE_FILE,
-		     sizeof(struct file_handle) + cause->handle_bytes,
-		     &cause->handle_bytes)))
+	    nla_put(msg, KSMBD_NOTIFY_A_CAUSE_FILE,
+		    sizeof(struct file_handle) + cause->handle_bytes,
+		    &cause->handle_bytes) ||
+	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSE_BEGUN, cause->begun,
+			      KSMBD_NOTIFY_A_CAUSE_PAD) ||
+	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSE_ENDED, cause->ended,
+			      KSMBD_NOTIFY_A_CAUSE_PAD))
 		return -EMSGSIZE;
 	nla_nest_end(msg, nest);
 	return 0;
@@ -306,21 +320,23 @@ static int notify_causes_doit(struct sk_buff *skb, struct genl_info *info)
 	struct sk_buff *msg;
 	unsigned int i, n;
 	int err = -ENOMEM;
-	bool lost;
 	void *hdr;
+	u64 lost;
 
 	if (!ksmbd_notify_registered(info->snd_portid))
 		return -EPERM;
 	/* An attribute header and padding at the most for each field. */
 	causes = kvmalloc_array(max, sizeof(*causes), GFP_KERNEL);
-	msg = genlmsg_new(max * (sizeof(*causes) + 5 * NLA_HDRLEN), GFP_KERNEL);
+	msg = genlmsg_new(max * (sizeof(*causes) + 8 * NLA_HDRLEN), GFP_KERNEL);
 	if (!causes || !msg)
 		goto out;
 
 	err = -EMSGSIZE;
 	n = ksmbd_notify_causes(causes, &lost);
 	hdr = notify_put(msg, info);
-	if (!hdr || (lost && nla_put_flag(msg, KSMBD_NOTIFY_A_CAUSES_LOST)))
+	if (!hdr ||
+	    (lost && nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSES_LOST, lost,
+				       KSMBD_NOTIFY_A_CAUSES_PAD)))
 		goto out;
 	for (i = 0; i < n; i++)
 		if (notify_put_cause(msg, &causes[i]))

@@ -8,7 +8,7 @@
 #include <linux/slab.h>
 
 #include "notify_impl.h"
-#include "mgmt/ksmbd_ida.h"
+#include "smb2pdu.h"
 
 /* What Windows allows, see MS-SMB2 3.3.5.19 on asynchronous requests. */
 #define NOTIFY_MAX_PENDING	511
@@ -22,6 +22,29 @@ void notify_cancel_fn(void **argv)
 	notify_request_end(req, conn_is_dead(req->work->conn) ?
 			 STATUS_NOTIFY_CLEANUP : STATUS_CANCELLED);
 	spin_unlock(&notify_lock);
+}
+
+/**
+ * ksmbd_notify_async_id() - allocate an AsyncId
+ * @conn:	connection that it is unique in
+ *
+ * An id that is free is not given at once again: a CANCEL that crosses the
+ * response would end another request.
+ *
+ * Return:	the id or a negative errno
+ */
+int ksmbd_notify_async_id(struct ksmbd_conn *conn)
+{
+	int last = READ_ONCE(conn->notify.async_id), id = -ENOSPC;
+
+	if (last < INT_MAX)
+		id = ida_alloc_min(&conn->async_ida, last + 1,
+				   KSMBD_DEFAULT_GFP);
+	if (id == -ENOSPC)
+		id = ida_alloc_min(&conn->async_ida, 1, KSMBD_DEFAULT_GFP);
+	if (id > 0)
+		WRITE_ONCE(conn->notify.async_id, id);
+	return id;
 }
 
 static struct notify_watch *watch_alloc(struct ksmbd_work *work,
@@ -68,7 +91,7 @@ static struct ksmbd_notify_request *request_alloc(struct ksmbd_work *work)
 	hdr = smb_get_msg(rsp->request_buf);
 	*hdr = *(struct smb2_hdr *)ksmbd_req_buf_next(work);
 	hdr->SessionId = cpu_to_le64(work->sess->id);
-	rsp->async_id = ksmbd_acquire_async_msg_id(&work->conn->async_ida);
+	rsp->async_id = ksmbd_notify_async_id(work->conn);
 	if (rsp->async_id < 0) {
 		rsp->async_id = 0;
 		goto err;
@@ -115,6 +138,11 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 		status = STATUS_FILE_CLOSED;
 		goto out;
 	}
+	/* See ksmbd_notify_session_expired(): it has been, or finds this. */
+	if (work->sess->state != SMB2_SESSION_VALID) {
+		status = STATUS_USER_SESSION_DELETED;
+		goto out;
+	}
 	if (conn->notify.pending == NOTIFY_MAX_PENDING) {
 		status = STATUS_INSUFFICIENT_RESOURCES;
 		goto out;
@@ -145,10 +173,8 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 	list_add_tail(&req->entry, &watch->requests);
 	hash_add(notify_requests, &req->hash, req->item.id);
 
-	/* CANCEL may have overtaken. */
 	hdr = smb_get_msg(req->work->request_buf);
-	if (work->state == KSMBD_WORK_CANCELLED ||
-	    conn->notify.cancelled == hdr->MessageId) {
+	if (notify_overtaken(work, hdr->MessageId)) {
 		req->work->state = KSMBD_WORK_CANCELLED;
 		notify_request_end(req, STATUS_CANCELLED);
 	} else if (!fp) {
@@ -292,12 +318,12 @@ static __le32 notify_request(struct ksmbd_work *work,
 }
 
 /**
- * ksmbd_notify() - handler for SMB2 CHANGE_NOTIFY
+ * smb2_notify() - handler for SMB2 CHANGE_NOTIFY
  * @work:	smb work with the request
  *
  * Return:	0, always: a refusal is an answer
  */
-int ksmbd_notify(struct ksmbd_work *work)
+int smb2_notify(struct ksmbd_work *work)
 {
 	struct smb2_change_notify_req *req = ksmbd_req_buf_next(work);
 	struct smb2_hdr *rsp_hdr = ksmbd_resp_buf_next(work);

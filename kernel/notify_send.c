@@ -1,11 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The responses to CHANGE_NOTIFY, sent by one work item a connection.
+ *
+ * It waits neither for the client nor for who else sends to it: what the socket
+ * does not take now is tried again later, until the client has taken nothing
+ * for as long as ksmbd waits for one elsewhere.
  */
 
+#include <linux/delay.h>
 #include <linux/slab.h>
+#include <linux/socket.h>
 
 #include "notify_impl.h"
+
+#define SEND_TIMEOUT	(5 * HZ)	/* as ksmbd has it, KSMBD_TCP_SEND_TIMEOUT */
+#define SEND_MAX_DELAY	(HZ / 8)
+
+/* Has the connection's work run, which holds a reference to it meanwhile. */
+static void send_after(struct ksmbd_conn *conn, unsigned long delay)
+{
+	struct workqueue_struct *wq = conn->transport->ops->rdma_read ?
+					      notify_rdma_wq : notify_send_wq;
+
+	ksmbd_conn_get(conn);
+	if (mod_delayed_work(wq, &conn->notify.work, delay))
+		ksmbd_conn_put(conn);
+}
 
 /* Something of @req may have become fit to be sent. */
 void notify_request_send(struct ksmbd_notify_request *req)
@@ -18,13 +38,11 @@ void notify_request_send(struct ksmbd_notify_request *req)
 		return;
 	if (list_empty(&req->send))
 		list_add_tail(&req->send, &conn->notify.send);
-	/* The work may outlive its last request. */
-	ksmbd_conn_get(conn);
-	if (!queue_work(notify_wq, &conn->notify.work))
-		ksmbd_conn_put(conn);
+	send_after(conn, 0);
 }
 
-static int request_write(struct ksmbd_notify_request *req, __le32 status)
+/* Makes the response of @req what is to be sent. */
+static int request_build(struct ksmbd_notify_request *req, __le32 status)
 {
 	struct ksmbd_work *work = req->work;
 	struct ksmbd_conn *conn = work->conn;
@@ -70,13 +88,102 @@ static int request_write(struct ksmbd_notify_request *req, __le32 status)
 	     conn->ops->is_sign_req(work, SMB2_CHANGE_NOTIFY_HE)))
 		conn->ops->set_sign_rsp(work);
 
-	if (work->sess->enc && work->encrypted && conn->ops->encrypt_resp) {
-		rc = conn->ops->encrypt_resp(work);
-		if (rc)
-			return rc;
-	}
+	if (work->sess->enc && work->encrypted && conn->ops->encrypt_resp)
+		return conn->ops->encrypt_resp(work);
+	return 0;
+}
 
-	return ksmbd_conn_write(work);
+/*
+ * Sends what is left of the response in @work. If that is not all, it becomes
+ * ksmbd_notify_conn.rest: nothing else may be sent before that.
+ */
+static int work_send(struct ksmbd_work *work, int flags)
+{
+	struct ksmbd_notify_conn *nc = &work->conn->notify;
+	struct kvec *iov = work->iov;
+	int i, n, sent, size = 0;
+
+	lockdep_assert_held(&work->conn->srv_mutex);
+
+	for (i = 0; i < work->iov_cnt; i++)
+		size += iov[i].iov_len;
+	sent = notify_writev(work->conn, iov, work->iov_cnt, size, flags);
+	if (sent < 0)
+		return sent;
+	nc->stalled = 0;
+	/* RDMA does not say how much that was: it is all. */
+	if (!sent || sent == size) {
+		nc->rest = NULL;
+		return 0;
+	}
+	nc->rest = work;
+	for (i = 0; sent; sent -= n, i++) {
+		n = min_t(int, sent, iov[i].iov_len);
+		iov[i].iov_base += n;
+		iov[i].iov_len -= n;
+	}
+	return -EAGAIN;
+}
+
+/**
+ * ksmbd_notify_write_rest() - send what has to be sent first
+ * @conn:	connection, whose srv_mutex the caller holds to send something
+ * @flags:	MSG_DONTWAIT or 0
+ *
+ * Return:	0 or a negative errno: nothing else may be sent then
+ */
+int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags)
+{
+	struct ksmbd_work *rest;
+	int rc;
+
+	/* Pairs with request_write(), which makes it ready before. */
+	rest = smp_load_acquire(&conn->notify.rest);
+	if (likely(!rest))
+		return 0;
+	rc = work_send(rest, flags);
+	if (rc && !(rc == -EAGAIN && flags & MSG_DONTWAIT))
+		ksmbd_conn_abort(conn);
+	send_after(conn, 0);
+	return rc;
+}
+
+/* Returns 0, -EAGAIN if it is to be tried again, or what ends the connection. */
+static int request_write(struct ksmbd_notify_request *req)
+{
+	struct ksmbd_conn *conn = req->work->conn;
+	struct ksmbd_notify_conn *nc = &conn->notify;
+	bool dead = conn_is_dead(conn);
+	int rc = 0;
+
+	if (dead && !req->begun)
+		return -EPIPE;
+	if (!mutex_trylock(&conn->srv_mutex)) {
+		if (!req->begun) {
+			/*
+			 * Whoever waits for it as well may send this first.
+			 * Pairs with ksmbd_notify_write_rest().
+			 */
+			smp_store_release(&nc->rest, req->work);
+			req->begun = true;
+		}
+		return -EAGAIN;
+	}
+	if (dead)
+		rc = -EPIPE;
+	else if (!req->begun || nc->rest) /* or somebody else has finished it */
+		rc = work_send(req->work, MSG_DONTWAIT);
+	if (rc == -EAGAIN) {
+		if (!nc->stalled)
+			nc->stalled = jiffies ?: 1;
+		else if (time_after(jiffies, nc->stalled + SEND_TIMEOUT))
+			rc = -ETIMEDOUT;
+	}
+	if (rc != -EAGAIN)
+		nc->rest = NULL;
+	req->begun = nc->rest;
+	mutex_unlock(&conn->srv_mutex);
+	return rc;
 }
 
 /* Frees what is left of a request when nobody else can find it any more. */
@@ -88,6 +195,10 @@ void notify_request_free(struct ksmbd_notify_request *req)
 	spin_lock(&conn->request_lock);
 	list_del_init(&work->async_request_entry);
 	conn->notify.pending--;
+	spin_lock(&notify_lock);
+	conn->notify.bytes -= req->bytes;
+	notify_bytes -= req->bytes;
+	spin_unlock(&notify_lock);
 	spin_unlock(&conn->request_lock);
 
 	ksmbd_tree_connect_put(work->tcon);
@@ -99,43 +210,68 @@ void notify_request_free(struct ksmbd_notify_request *req)
 	ksmbd_conn_r_count_dec(conn);
 }
 
+/* What of the requests of @conn is to be sent next is made ready. */
+static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
+{
+	struct ksmbd_notify_request *req;
+	bool interim = false;
+
+	spin_lock(&notify_lock);
+	while ((req = list_first_entry_or_null(&conn->notify.send,
+					       struct ksmbd_notify_request,
+					       send))) {
+		list_del_init(&req->send);
+		interim = !req->interim && !req->refused;
+		/* It may have been on the list already when CLOSE held it. */
+		req->final = !interim && req->done && !req->held;
+		if (interim || req->final)
+			break;
+	}
+	spin_unlock(&notify_lock);
+
+	/* A client must not wait for a response that was lost. */
+	if (req && !conn_is_dead(conn) &&
+	    request_build(req, interim ? STATUS_PENDING : req->status))
+		ksmbd_conn_abort(conn);
+	return req;
+}
+
+/* What conn_next() has made ready has been written, or cannot be any more. */
+static void request_sent(struct ksmbd_notify_request *req)
+{
+	if (req->final) {
+		notify_request_free(req);
+		return;
+	}
+	spin_lock(&notify_lock);
+	req->interim = true;
+	if (req->done && list_empty(&req->send))
+		list_add(&req->send, &req->work->conn->notify.send);
+	spin_unlock(&notify_lock);
+}
+
 /* Runs for one connection at a time, so that responses keep their order. */
 static void notify_conn_work(struct work_struct *ws)
 {
 	struct ksmbd_notify_conn *nc =
-		container_of(ws, struct ksmbd_notify_conn, work);
+		container_of(to_delayed_work(ws), struct ksmbd_notify_conn, work);
 	struct ksmbd_conn *conn = container_of(nc, struct ksmbd_conn, notify);
 	struct ksmbd_notify_request *req;
-	bool interim, done;
 	int rc;
 
-	for (;;) {
-		spin_lock(&notify_lock);
-		req = list_first_entry_or_null(&nc->send,
-					       struct ksmbd_notify_request,
-					       send);
-		if (!req) {
-			spin_unlock(&notify_lock);
+	while ((req = nc->out ?: conn_next(conn))) {
+		nc->out = req;
+		rc = request_write(req);
+		if (rc == -EAGAIN) {
+			nc->delay = clamp(2 * nc->delay, 1, SEND_MAX_DELAY);
+			send_after(conn, nc->delay);
 			break;
 		}
-		list_del_init(&req->send);
-		interim = !req->interim && !req->refused;
-		/* It may have been on the list already when CLOSE held it. */
-		done = req->done && !req->held;
-		spin_unlock(&notify_lock);
-
-		rc = 0;
-		if (interim && !conn_is_dead(conn))
-			rc = request_write(req, STATUS_PENDING);
-		if (interim)
-			req->interim = true;
-		if (done && !rc && !conn_is_dead(conn))
-			rc = request_write(req, req->status);
-		/* A client must not wait for a response that was lost. */
 		if (rc)
 			ksmbd_conn_abort(conn);
-		if (done)
-			notify_request_free(req);
+		nc->delay = 0;
+		nc->out = NULL;
+		request_sent(req);
 	}
 
 	ksmbd_conn_put(conn);
@@ -144,16 +280,33 @@ static void notify_conn_work(struct work_struct *ws)
 void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
 {
 	INIT_LIST_HEAD(&nc->send);
-	INIT_WORK(&nc->work, notify_conn_work);
+	INIT_DELAYED_WORK(&nc->work, notify_conn_work);
+}
+
+static bool conn_owes(struct ksmbd_conn *conn)
+{
+	bool owes;
+
+	spin_lock(&notify_lock);
+	owes = READ_ONCE(conn->notify.out) || !list_empty(&conn->notify.send);
+	spin_unlock(&notify_lock);
+	return owes;
 }
 
 /**
  * ksmbd_notify_flush() - have what was ended sent
  * @conn:	connection, whose srv_mutex the caller must not hold
  *
- * TREE_DISCONNECT and LOGOFF answer after the requests that they end.
+ * TREE_DISCONNECT and LOGOFF answer after the requests that they end, if the
+ * client takes what it is sent.
  */
 void ksmbd_notify_flush(struct ksmbd_conn *conn)
 {
-	flush_work(&conn->notify.work);
+	unsigned long until = jiffies + SEND_TIMEOUT;
+
+	flush_delayed_work(&conn->notify.work);
+	while (conn_owes(conn) && time_before(jiffies, until)) {
+		msleep(20);
+		flush_delayed_work(&conn->notify.work);
+	}
 }
