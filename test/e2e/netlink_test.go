@@ -132,6 +132,11 @@ func TestMalformedNetlink(t *testing.T) {
 		}
 	}
 
+	for _, missing := range []int{unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_NET_ADMIN} {
+		withoutCapabilities(t, func() {
+			check(f, []message{{"register without a capability", genl.CmdRegister, register(genl.ProtocolVersion), unix.EPERM, missing != unix.CAP_NET_ADMIN}})
+		}, missing)
+	}
 	check(f, []message{
 		{"next, unregistered", genl.CmdNext, nil, unix.EPERM, false},
 		{"armed, unregistered", genl.CmdArmed, armed(1, 1), unix.EPERM, false},
@@ -202,14 +207,24 @@ func TestMalformedNetlink(t *testing.T) {
 	runSteps(t, startWatch(t, "", user1), sequence)
 }
 
-// withoutCapabilities runs f on a thread that has none, and which ends with it.
-func withoutCapabilities(t *testing.T, f func()) {
+// withoutCapabilities runs f on a thread that lacks these, or has none, and which ends with it.
+func withoutCapabilities(t *testing.T, f func(), lacks ...int) {
+	t.Helper()
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		err := unix.Capset(&header, &none[0])
+		var has [2]unix.CapUserData
+		var err error
+		if len(lacks) > 0 {
+			err = unix.Capget(&header, &has[0])
+		}
+		for _, c := range lacks {
+			has[c/32].Effective &^= 1 << (c % 32)
+		}
+		if err == nil {
+			err = unix.Capset(&header, &has[0])
+		}
 		if err == nil {
 			f()
 		}

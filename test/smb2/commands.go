@@ -78,6 +78,9 @@ func Connect(ctx context.Context, addr string, o Options) (*Conn, error) {
 		if o.ReadBuffer > 0 { // before the window is offered
 			raw.Control(func(fd uintptr) {
 				err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, o.ReadBuffer)
+				if err == nil { // so small a window would hardly ever open for segments of loopback's size
+					err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 1400)
+				}
 			})
 		}
 		return err

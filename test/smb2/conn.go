@@ -113,6 +113,7 @@ type Conn struct {
 	preauth     []byte // the hash of MS-SMB2 3.1.4.4.1, up to the session's setup
 
 	sending sync.Mutex // keeps MessageIds in the order of the socket
+	reading sync.Mutex // held while nothing is to be read, see Pause
 
 	mu      sync.Mutex // guards what follows
 	nextID  uint64
@@ -153,6 +154,12 @@ func (c *Conn) Stall() {
 	c.stalled = true
 	c.mu.Unlock()
 	c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// Pause has nothing read after the response that comes next, until resume is called.
+func (c *Conn) Pause() (resume func()) {
+	c.reading.Lock()
+	return c.reading.Unlock
 }
 
 // Reset is Close, with a TCP reset.
@@ -265,6 +272,18 @@ func (c *Conn) register(reqs []*Request) ([]*Call, []Header, error) {
 	return calls, headers, nil
 }
 
+// NextID is the MessageId that the next request will have.
+func (c *Conn) NextID() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nextID
+}
+
+// CancelMessage sends a CANCEL of a request by its MessageId, which need not be sent yet.
+func (c *Conn) CancelMessage(ctx context.Context, id uint64) error {
+	return c.cancel(ctx, Header{MessageID: id})
+}
+
 // CancelAsync sends a CANCEL by AsyncId, MS-SMB2 3.2.4.24. It has no response.
 func (c *Conn) CancelAsync(ctx context.Context, id uint64) error {
 	return c.cancel(ctx, Header{Flags: FlagAsync, ID: id})
@@ -318,6 +337,8 @@ func (c *Conn) read() {
 	defer close(c.done)
 	defer c.nc.Close()
 	for frame, seq := 0, 0; ; frame++ {
+		c.reading.Lock()
+		c.reading.Unlock()
 		var prefix [4]byte
 		_, err := io.ReadFull(c.nc, prefix[:])
 		b := make([]byte, binary.BigEndian.Uint32(prefix[:])&0xffffff)
