@@ -8,7 +8,7 @@ const (
 	FamilyName      = "ksmbd-notify"
 	FamilyVersion   = 1
 	McgrpNotifyd    = "notifyd"
-	ProtocolVersion = 1
+	ProtocolVersion = 2
 )
 
 // ItemType says what an item is.
@@ -49,7 +49,12 @@ const (
 	ARegisterRegistrations   = 5
 )
 
-// Attributes of an item.
+// Attributes of items.
+const (
+	AItemsItem = 1
+)
+
+// Attributes of an item within items.
 const (
 	AItemPad              = 1
 	AItemType             = 2
@@ -62,13 +67,16 @@ const (
 	AItemBufferLength     = 9
 	AItemUser             = 10
 	AItemShare            = 11
+	AItemDevice           = 12
+	AItemFilesystem       = 13
+	AItemClient           = 14
 )
 
-// Attributes of armed.
+// Attributes of ack.
 const (
-	AArmedPad     = 1
-	AArmedWatchID = 2
-	AArmedErrno   = 3
+	AAckPad   = 1
+	AAckID    = 2
+	AAckErrno = 3
 )
 
 // Attributes of complete.
@@ -108,7 +116,7 @@ const (
 	CmdRegister = 1
 	CmdReady    = 2
 	CmdNext     = 3
-	CmdArmed    = 4
+	CmdAck      = 4
 	CmdComplete = 5
 	CmdCauses   = 6
 )

@@ -26,8 +26,8 @@ type Register struct {
 	Registrations   uint32 // of all daemons so far, 0 from older modules
 }
 
-// Item is what next hands out. Which fields count depends on Type, see the
-// spec.
+// Item is one of those that next hands out. Which fields count depends on Type,
+// see the spec.
 type Item struct {
 	Type         ItemType
 	WatchID      uint64
@@ -38,12 +38,15 @@ type Item struct {
 	Rescan       bool
 	BufferLength uint32 // bytes
 	User, Share  string // whose watch it is and where, for people
+	Device       uint32 // the superblock that the directory is in, as st_dev
+	Filesystem   string // its type
+	Client       uint64 // one of those that have watches
 }
 
-// Armed reports a watch that could not be armed.
-type Armed struct {
-	WatchID uint64
-	Errno   uint32 // positive
+// Ack says that an item has been handled.
+type Ack struct {
+	ID    uint64 // of the watch or request
+	Errno uint32 // 0, or positive: its watch is not armed
 }
 
 // Record is one change record.
@@ -120,9 +123,7 @@ func DecodeRegister(b []byte) (Register, error) {
 func (m Item) Encode() ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.Uint32(AItemType, uint32(m.Type))
-	if m.Type != ItemTypeCancel {
-		ae.Uint64(AItemWatchID, m.WatchID)
-	}
+	ae.Uint64(AItemWatchID, m.WatchID)
 	if m.Type == ItemTypeRequest || m.Type == ItemTypeCancel {
 		ae.Uint64(AItemRequestID, m.RequestID)
 	}
@@ -133,6 +134,9 @@ func (m Item) Encode() ([]byte, error) {
 		ae.Flag(AItemRescan, m.Rescan)
 		ae.String(AItemUser, m.User)
 		ae.String(AItemShare, m.Share)
+		ae.Uint32(AItemDevice, m.Device)
+		ae.String(AItemFilesystem, m.Filesystem)
+		ae.Uint64(AItemClient, m.Client)
 	}
 	if m.Type == ItemTypeWatch || m.Type == ItemTypeRequest {
 		ae.Uint32(AItemBufferLength, m.BufferLength)
@@ -142,15 +146,43 @@ func (m Item) Encode() ([]byte, error) {
 
 // itemNeeds has the attributes that an item of each type must have, FD aside.
 var itemNeeds = map[ItemType]set{
-	ItemTypeWatch:   1<<AItemWatchID | 1<<AItemCompletionFilter | 1<<AItemBufferLength,
+	ItemTypeWatch:   1<<AItemWatchID | 1<<AItemCompletionFilter | 1<<AItemBufferLength | 1<<AItemDevice,
 	ItemTypeRequest: 1<<AItemWatchID | 1<<AItemRequestID | 1<<AItemBufferLength,
-	ItemTypeCancel:  1 << AItemRequestID,
+	ItemTypeCancel:  1<<AItemWatchID | 1<<AItemRequestID,
 	ItemTypeUnwatch: 1 << AItemWatchID,
 }
 
-// DecodeItem decodes the attributes of an item. The caller owns the item's FD
-// whenever it is not -1, also when there is an error; nothing else of the item
-// counts then.
+// EncodeItems returns the attributes of a reply to next.
+func EncodeItems(items []Item) ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	for _, m := range items {
+		b, err := m.Encode()
+		if err != nil {
+			return nil, err
+		}
+		ae.Bytes(AItemsItem|netlink.Nested, b)
+	}
+	return ae.Encode()
+}
+
+// DecodeItems decodes the attributes of a reply to next. The caller owns the FD
+// of every item that has one, also when there is an error. An item that is
+// malformed is an error and has Type 0; nothing but its FD counts then.
+func DecodeItems(b []byte) ([]Item, error) {
+	var items []Item
+	var malformed error
+	_, err := decode(b, 0, func(ad *netlink.AttributeDecoder) {
+		if ad.Type() == AItemsItem {
+			item, err := DecodeItem(ad.Bytes())
+			items = append(items, item)
+			malformed = errors.Join(malformed, err)
+		}
+	})
+	return items, errors.Join(malformed, err)
+}
+
+// DecodeItem decodes the attributes of an item. Its FD is the caller's whenever
+// it is not -1, also when there is an error.
 func DecodeItem(b []byte) (Item, error) {
 	m := Item{FD: -1}
 	seen, err := decode(b, 1<<AItemType, func(ad *netlink.AttributeDecoder) {
@@ -175,6 +207,12 @@ func DecodeItem(b []byte) (Item, error) {
 			m.User = ad.String()
 		case AItemShare:
 			m.Share = ad.String()
+		case AItemDevice:
+			m.Device = ad.Uint32()
+		case AItemFilesystem:
+			m.Filesystem = ad.String()
+		case AItemClient:
+			m.Client = ad.Uint64()
 		}
 	})
 	needs, known := itemNeeds[m.Type]
@@ -210,52 +248,59 @@ func findFD(b []byte) int {
 }
 
 // Encode returns m's attributes.
-func (m Armed) Encode() ([]byte, error) {
-	ae := netlink.NewAttributeEncoder()
-	ae.Uint64(AArmedWatchID, m.WatchID)
-	ae.Uint32(AArmedErrno, m.Errno)
-	return ae.Encode()
+func (m Ack) Encode() ([]byte, error) { return m.Append(nil), nil }
+
+// Append appends m's attributes to b.
+func (m Ack) Append(b []byte) []byte {
+	b = appendUint64(b, AAckID, m.ID)
+	if m.Errno != 0 {
+		b = appendUint32(b, AAckErrno, m.Errno)
+	}
+	return b
 }
 
-// DecodeArmed decodes the attributes of armed.
-func DecodeArmed(b []byte) (Armed, error) {
-	var m Armed
-	_, err := decode(b, 1<<AArmedWatchID|1<<AArmedErrno, func(ad *netlink.AttributeDecoder) {
+// DecodeAck decodes the attributes of ack.
+func DecodeAck(b []byte) (Ack, error) {
+	var m Ack
+	_, err := decode(b, 1<<AAckID, func(ad *netlink.AttributeDecoder) {
 		switch ad.Type() {
-		case AArmedWatchID:
-			m.WatchID = ad.Uint64()
-		case AArmedErrno:
+		case AAckID:
+			m.ID = ad.Uint64()
+		case AAckErrno:
 			m.Errno = ad.Uint32()
 		}
 	})
 	if err != nil {
-		return Armed{}, fmt.Errorf("armed: %w", err)
+		return Ack{}, fmt.Errorf("ack: %w", err)
 	}
 	return m, nil
 }
 
 // Encode returns m's attributes. It fails if a record's name is not one that
 // the spec allows.
-func (m Complete) Encode() ([]byte, error) {
-	ae := netlink.NewAttributeEncoder()
-	ae.Uint64(ACompleteRequestID, m.RequestID)
+func (m Complete) Encode() ([]byte, error) { return m.Append(nil) }
+
+// Append appends m's attributes to b. It fails, and returns b as it was, if a
+// record's name is not one that the spec allows.
+func (m Complete) Append(b []byte) ([]byte, error) {
+	start := len(b)
+	b = appendUint64(b, ACompleteRequestID, m.RequestID)
 	if m.Status != 0 {
-		ae.Uint32(ACompleteStatus, uint32(m.Status))
+		b = appendUint32(b, ACompleteStatus, uint32(m.Status))
 	}
 	for _, r := range m.Records {
 		if err := r.check(); err != nil {
-			return nil, fmt.Errorf("complete: %w", err)
+			return b[:start], fmt.Errorf("complete: %w", err)
 		}
-		ae.Nested(ACompleteRecord, func(ae *netlink.AttributeEncoder) error {
-			ae.Uint32(ARecordAction, uint32(r.Action))
-			ae.Bytes(ARecordName, []byte(r.Name))
-			if r.Directory != "" {
-				ae.Bytes(ARecordDirectory, []byte(r.Directory))
-			}
-			return nil
-		})
+		nest := len(b)
+		b = appendUint32(append(b, 0, 0, 0, 0), ARecordAction, uint32(r.Action))
+		b = appendString(b, ARecordName, r.Name)
+		if r.Directory != "" {
+			b = appendString(b, ARecordDirectory, r.Directory)
+		}
+		putHeader(b[nest:], uint16(len(b)-nest), ACompleteRecord|netlink.Nested)
 	}
-	return ae.Encode()
+	return b, nil
 }
 
 func (r Record) check() error {

@@ -23,10 +23,11 @@ func encode(t testing.TB, m interface{ Encode() ([]byte, error) }) []byte {
 }
 
 var items = []Item{
-	{Type: ItemTypeWatch, WatchID: 1, FD: 7, Filter: 0xfff, BufferLength: 4096, User: "user", Share: "TEST"},
+	{Type: ItemTypeWatch, WatchID: 1, FD: 7, Filter: 0xfff, BufferLength: 4096, User: "user", Share: "TEST",
+		Device: 0x801, Filesystem: "fuse.sshfs", Client: 5},
 	{Type: ItemTypeWatch, WatchID: 1 << 63, FD: 0, Tree: true, Rescan: true},
 	{Type: ItemTypeRequest, WatchID: 1, RequestID: 2, FD: -1, BufferLength: 1 << 20},
-	{Type: ItemTypeCancel, RequestID: 2, FD: -1},
+	{Type: ItemTypeCancel, WatchID: 1, RequestID: 2, FD: -1},
 	{Type: ItemTypeUnwatch, WatchID: 1, FD: -1},
 }
 
@@ -66,9 +67,53 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("register %+v came back as %+v, %v", want, got, err)
 		}
 	}
-	want := Armed{WatchID: 3, Errno: 28}
-	if got, err := DecodeArmed(encode(t, want)); err != nil || got != want {
-		t.Errorf("armed %+v came back as %+v, %v", want, got, err)
+	for _, want := range []Ack{{ID: 3}, {ID: 1 << 63, Errno: 28}} {
+		if got, err := DecodeAck(encode(t, want)); err != nil || got != want {
+			t.Errorf("ack %+v came back as %+v, %v", want, got, err)
+		}
+	}
+	for _, want := range [][]Item{nil, items} {
+		b, err := EncodeItems(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeItems(b); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("items %+v came back as %+v, %v", want, got, err)
+		}
+	}
+}
+
+// A malformed item among others costs itself.
+func TestDecodeItemsMalformed(t *testing.T) {
+	ae := netlink.NewAttributeEncoder()
+	for i, item := range [][]byte{encode(t, items[0]), {1, 2, 3}, encode(t, Item{Type: ItemTypeCancel, FD: -1}), encode(t, items[4])} {
+		if i == 2 {
+			item = append(item, appendUint32(nil, AItemFD, 9)...)
+		}
+		ae.Bytes(AItemsItem|netlink.Nested, item)
+	}
+	b, err := ae.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeItems(b)
+	if want := []Item{items[0], {FD: -1}, {FD: 9}, items[4]}; !errors.Is(err, ErrMalformed) || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// What is told all the time takes no memory to say.
+func TestAppendDoesNotAllocate(t *testing.T) {
+	b := make([]byte, 0, 1<<14)
+	if n := testing.AllocsPerRun(100, func() {
+		b = AppendMessage(b[:0], 30, CmdComplete, 1)
+		b, _ = completes[3].Append(b)
+		EndMessage(b, 0)
+		start := len(b)
+		b = Ack{ID: 1}.Append(AppendMessage(b, 30, CmdAck, 2))
+		EndMessage(b, start)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 
@@ -145,6 +190,7 @@ func TestDecodeItemMalformed(t *testing.T) {
 			ae.Int32(AItemFD, 9)
 			ae.Uint32(AItemCompletionFilter, 1)
 			ae.Uint32(AItemBufferLength, 1)
+			ae.Uint32(AItemDevice, 1)
 		}), 9},
 		{"watch with negative fd", build(func(ae *netlink.AttributeEncoder) {
 			ae.Uint32(AItemType, uint32(ItemTypeWatch))
@@ -247,7 +293,7 @@ func FuzzDecodeItem(f *testing.F) {
 		case ItemTypeRequest:
 			n.WatchID, n.RequestID, n.BufferLength = m.WatchID, m.RequestID, m.BufferLength
 		case ItemTypeCancel:
-			n.RequestID = m.RequestID
+			n.WatchID, n.RequestID = m.WatchID, m.RequestID
 		case ItemTypeUnwatch:
 			n.WatchID = m.WatchID
 		}
@@ -265,9 +311,9 @@ func FuzzDecodeRegister(f *testing.F) {
 	fuzz(f, DecodeRegister)
 }
 
-func FuzzDecodeArmed(f *testing.F) {
-	f.Add(encode(f, Armed{1, 2}))
-	fuzz(f, DecodeArmed)
+func FuzzDecodeAck(f *testing.F) {
+	f.Add(encode(f, Ack{1, 2}))
+	fuzz(f, DecodeAck)
 }
 
 func FuzzDecodeComplete(f *testing.F) {

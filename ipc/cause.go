@@ -3,18 +3,39 @@
 package ipc
 
 import (
+	"slices"
+	"sync"
+
 	"ksmbd-notifyd/fanotify"
 	"ksmbd-notifyd/genl"
 )
 
-// causes knows what SMB requests have changed. fanotify does not tell which of a
-// file's attributes were, ksmbd does, see causes in ksmbd-notify.yaml.
+// A causeHub fetches what SMB requests have changed, for all workers: what one
+// fetches no other could fetch again. fanotify does not tell which of a file's
+// attributes were changed, ksmbd does, see causes in ksmbd-notify.yaml.
+type causeHub struct {
+	mu    sync.Mutex // also of what the members have
+	fetch func() (genl.Causes, error)
+	of    []*causes
+}
+
+const (
+	// manyCauses have a worker look at its queue, which is empty, if it is not
+	// stuck: then it need not keep them.
+	manyCauses = 512
+	// maxCauses bounds what is kept for one that is.
+	maxCauses = 4096
+)
+
+// causes knows what may be the cause of what one worker is told.
 //
 // The causes of a change are fetched after it was read. They may have been
 // fetched in the Drain before as well, as the queue was read before that.
 type causes struct {
-	fetch    func() (genl.Causes, error)
+	hub      *causeHub
+	wake     func()
 	now, old map[causeKey][]genl.Cause // fetched in this Drain, and in the one before
+	kept     int                       // how many are in now
 	lost     int64                     // causes that ended until then are missing
 	until    int64                     // what happened until then has its causes fetched
 }
@@ -24,12 +45,37 @@ type causeKey struct {
 	file   string
 }
 
+// join has k hear of what is fetched from now on.
+func (k *causes) join() {
+	k.hub.mu.Lock()
+	defer k.hub.mu.Unlock()
+	k.now = make(map[causeKey][]genl.Cause)
+	k.hub.of = append(k.hub.of, k)
+}
+
+// leave ends that.
+func (k *causes) leave() {
+	k.hub.mu.Lock()
+	defer k.hub.mu.Unlock()
+	k.hub.of = slices.DeleteFunc(k.hub.of, func(other *causes) bool { return other == k })
+}
+
 // next says that a Drain begins.
 func (k *causes) next() {
+	k.hub.mu.Lock()
+	defer k.hub.mu.Unlock()
 	if k.old, k.now = k.now, k.old; k.now == nil {
 		k.now = make(map[causeKey][]genl.Cause)
 	}
 	clear(k.now)
+	k.kept = 0
+}
+
+// full says whether a Drain would have much to forget.
+func (k *causes) full() bool {
+	k.hub.mu.Lock()
+	defer k.hub.mu.Unlock()
+	return k.kept >= manyCauses
 }
 
 // of returns what an Attrib in c stands for, All if that is not known.
@@ -37,9 +83,11 @@ func (k *causes) of(c fanotify.Change) Filter {
 	if c.Thread == 0 || c.Op&fanotify.Attrib == 0 {
 		return All
 	}
+	k.hub.mu.Lock()
+	defer k.hub.mu.Unlock()
 	if k.until != c.Until {
 		k.until = c.Until
-		k.more()
+		k.hub.more(c.Until)
 	}
 	if c.Since <= k.lost {
 		return All
@@ -60,14 +108,25 @@ func (k *causes) of(c fanotify.Change) Filter {
 	return of & All
 }
 
-func (k *causes) more() {
-	m, err := k.fetch()
+// more fetches for all, of what has happened until then.
+func (h *causeHub) more(until int64) {
+	m, err := h.fetch()
 	if err != nil {
-		m.Lost = k.until // they are gone from the kernel, perhaps
+		m.Lost = until // they are gone from the kernel, perhaps
 	}
-	k.lost = max(k.lost, m.Lost)
-	for _, c := range m.Causes {
-		key := causeKey{c.Thread, c.File}
-		k.now[key] = append(k.now[key], c)
+	for _, k := range h.of {
+		k.lost = max(k.lost, m.Lost)
+		for _, c := range m.Causes {
+			if k.kept >= maxCauses {
+				k.lost = max(k.lost, c.Ended)
+				continue
+			}
+			key := causeKey{c.Thread, c.File}
+			k.now[key] = append(k.now[key], c)
+			k.kept++
+		}
+		if k.kept >= manyCauses {
+			k.wake()
+		}
 	}
 }

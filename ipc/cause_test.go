@@ -15,10 +15,12 @@ import (
 func TestCauses(t *testing.T) {
 	var next genl.Causes
 	var err error
-	k := causes{fetch: func() (genl.Causes, error) {
+	hub := causeHub{fetch: func() (genl.Causes, error) {
 		defer func() { next = genl.Causes{} }()
 		return next, err
 	}}
+	k := causes{hub: &hub}
+	k.join()
 	now := int64(100)
 	drain := func(c ...genl.Cause) { // what happened in the last ten units of time
 		k.next()
@@ -76,6 +78,55 @@ func TestCauses(t *testing.T) {
 	expect(All, attrib, 1, "f") // more of them may have been among those that did not arrive
 	drain(cause("f", EA, 211, 212))
 	expect(EA, attrib, 1, "f")
+}
+
+// What one worker fetches is there for the others, who need not keep it for ever.
+func TestCausesAreShared(t *testing.T) {
+	var next []genl.Cause
+	hub := causeHub{fetch: func() (genl.Causes, error) {
+		defer func() { next = nil }()
+		return genl.Causes{Causes: next}, nil
+	}}
+	woken := 0
+	a, b := causes{hub: &hub, wake: func() {}}, causes{hub: &hub, wake: func() { woken++ }}
+	a.join()
+	b.join()
+	change := func(k *causes, thread int32, until int64) Filter {
+		return k.of(fanotify.Change{Op: fanotify.Attrib, Thread: thread, File: []byte("f"), Since: until - 10, Until: until})
+	}
+	next = []genl.Cause{{Thread: 1, File: "f", Filter: uint32(EA), Begun: 101, Ended: 102}, {Thread: 2, File: "f", Filter: uint32(Security), Begun: 103, Ended: 104}}
+	a.next()
+	if got := change(&a, 1, 110); got != EA {
+		t.Errorf("the one who fetches: %v", got)
+	}
+	b.next()
+	if got := change(&b, 2, 110); got != Security {
+		t.Errorf("the other: %v", got)
+	}
+
+	for i := range manyCauses {
+		next = append(next, genl.Cause{Thread: int32(100 + i), File: "f", Begun: 111, Ended: 112})
+	}
+	a.next()
+	change(&a, 1, 120)
+	if woken == 0 || !b.full() {
+		t.Error("the other is not told that there are many")
+	}
+	for i := range maxCauses {
+		next = append(next, genl.Cause{Thread: int32(10000 + i), File: "f", Begun: 121, Ended: 122})
+	}
+	a.next()
+	change(&a, 1, 130)
+	if b.kept > maxCauses {
+		t.Errorf("%d are kept", b.kept)
+	}
+	if got := change(&b, 2, 130); got != All {
+		t.Errorf("with some missing: %v", got)
+	}
+	a.leave()
+	if len(hub.of) != 1 {
+		t.Errorf("%d are left", len(hub.of))
+	}
 }
 
 func TestCreatingIsNoModifying(t *testing.T) {

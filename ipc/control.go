@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,8 +21,21 @@ import (
 
 // control is what the administrator wants of a Daemon. It outlives a loop.
 type control struct {
+	mu      sync.Mutex
 	policy  Policy
 	tracers []*Tracer
+}
+
+func (c *control) admits(item genl.Item, others int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.policy.admits(item, others)
+}
+
+func (c *control) tells(share string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.policy.Tells(share)
 }
 
 // Policy says what clients may have watched. The zero Policy lets them watch all.
@@ -62,7 +76,7 @@ func (p *Policy) Tells(share string) bool {
 
 // errOff has ksmbd answer STATUS_NOT_IMPLEMENTED, as it does without this project
 // and as Samba does with "change notify = no".
-var errOff = fmt.Errorf("change notify is off here: %w", unix.ENOSYS)
+var errOff = fmt.Errorf("change notify is off here: %w", unix.ECANCELED)
 
 // admits says why a watch may not be, if it may not. The user has so many others.
 func (p *Policy) admits(item genl.Item, others int) error {
@@ -80,15 +94,45 @@ func (p *Policy) admits(item genl.Item, others int) error {
 // they ask again. It fails when ctx is done first.
 func (d *Daemon) SetPolicy(ctx context.Context, p Policy) error {
 	return d.do(ctx, func() {
+		d.control.mu.Lock()
 		d.control.policy = p
-		if d.loop == nil {
-			return
-		}
-		for _, w := range d.loop.watches {
+		d.control.mu.Unlock()
+		d.eachWatch(func(l *worker, w *watch) {
 			if !p.Tells(w.about.Share) {
-				d.loop.lose(w, turnedOff)
+				l.lose(w, turnedOff)
 			}
+		})
+	})
+}
+
+// eachNow calls fn for each watch.
+func (d *Daemon) eachNow(fn func(*watch)) {
+	if d.loop == nil {
+		return
+	}
+	d.loop.each(func(l *worker) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, w := range l.watches {
+			fn(w)
 		}
+	})
+}
+
+// eachWatch has the workers call fn for each watch, when they get to it.
+func (d *Daemon) eachWatch(fn func(*worker, *watch)) {
+	if d.loop == nil {
+		return
+	}
+	d.loop.each(func(l *worker) {
+		l.post(func() error {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			for _, w := range l.watches {
+				fn(l, w)
+			}
+			return nil
+		})
 	})
 }
 
@@ -116,30 +160,28 @@ const TraceTime = time.DateTime + ".000"
 func (d *Daemon) Trace(ctx context.Context, directory string, about func(WatchStatus) bool) (t *Tracer, stop func(), err error) {
 	t = &Tracer{Lines: make(chan string, 1024), about: about, below: directory}
 	retrace := func() {
-		if d.loop != nil {
-			for _, w := range d.loop.watches {
-				w.log = d.control.logger(d.log, w.about)
-			}
-		}
+		d.eachNow(func(w *watch) { w.log = d.control.logger(d.log, w.about) })
 	}
 	failed := d.do(ctx, func() {
+		d.control.mu.Lock()
 		if len(d.control.tracers) == maxTracers {
 			err = ErrTracers
-			return
+		} else {
+			d.control.tracers = append(d.control.tracers, t)
 		}
-		d.control.tracers = append(d.control.tracers, t)
+		d.control.mu.Unlock()
 		retrace()
-		if d.loop != nil {
-			for _, w := range d.loop.watches {
-				if about(w.about) {
-					t.Watches++
-				}
+		d.eachNow(func(w *watch) {
+			if about(w.about) {
+				t.Watches++
 			}
-		}
+		})
 	})
 	stop = func() {
 		d.do(context.Background(), func() {
-			d.control.tracers = slices.DeleteFunc(d.control.tracers, func(other *Tracer) bool { return other == t })
+			d.control.mu.Lock()
+			d.control.tracers = slices.DeleteFunc(slices.Clone(d.control.tracers), func(other *Tracer) bool { return other == t })
+			d.control.mu.Unlock()
 			retrace()
 		})
 	}
@@ -151,8 +193,11 @@ func (d *Daemon) Trace(ctx context.Context, directory string, about func(WatchSt
 
 // logger returns log for what concerns a watch, of which tracers may hear too.
 func (c *control) logger(log *slog.Logger, about WatchStatus) *slog.Logger {
+	c.mu.Lock()
+	tracers := c.tracers
+	c.mu.Unlock()
 	handler := log.Handler()
-	for _, t := range c.tracers {
+	for _, t := range tracers {
 		if t.about(about) {
 			handler = traced{handler, t}
 		}

@@ -48,7 +48,7 @@ func TestPolicyAdmits(t *testing.T) {
 	w.control.policy = Policy{Shares: map[string]bool{"quiet": false}, UserWatches: 2}
 	w.served(w.itemOf(1, "anne", "quiet"), w.itemOf(2, "anne", "docs"), w.itemOf(3, "anne", "docs"), w.itemOf(4, "anne", "docs"),
 		w.itemOf(5, "bert", "docs"))
-	w.told("armed 1: ENOSYS", "armed 4: ENOSPC")
+	w.told("ack 1: ECANCELED", "ack 4: ENOSPC")
 	if len(w.watch) != 3 {
 		t.Errorf("%d were watched", len(w.watch))
 	}
@@ -77,7 +77,7 @@ func TestPolicyChanges(t *testing.T) {
 		w.said("2: ENUM_DIR")
 		w.queue(encoded(t, requestItem(5, 1)))
 		synctest.Wait()
-		w.said("armed 1: ENOSYS")
+		w.said("ack 5: ECANCELED")
 		g.happens(1, create, "a")
 		g.wake <- struct{}{}
 		synctest.Wait()

@@ -18,7 +18,7 @@ import (
 // Daemon serves whatever ksmbd is loaded, now and later.
 type Daemon struct {
 	log   *slog.Logger
-	group Group
+	open  Opener
 	dial  func() (socket, error) // dialSocket but in tests
 	asks  chan func()
 	ended chan struct{} // closed when Run returns
@@ -27,7 +27,8 @@ type Daemon struct {
 	state   Status // what of it outlives a loop
 	stats   *stats
 	control control
-	loop    *loop // nil when not serving
+	loop    *loop                  // nil when not serving
+	past    map[Superblock]*worker // that hang
 
 	Policy    Policy       // at first, see SetPolicy
 	Once      bool         // fail with ErrNoFamily rather than wait for one
@@ -38,8 +39,9 @@ type Daemon struct {
 }
 
 // NewDaemon returns a Daemon that is yet to Run.
-func NewDaemon(log *slog.Logger, g Group) *Daemon {
-	return &Daemon{log: log, group: g, dial: dialSocket, asks: make(chan func()), ended: make(chan struct{}), stats: newStats(), Changed: func(Status) {}}
+func NewDaemon(log *slog.Logger, open Opener) *Daemon {
+	return &Daemon{log: log, open: open, dial: dialSocket, asks: make(chan func()), ended: make(chan struct{}), stats: newStats(),
+		past: make(map[Superblock]*worker), Changed: func(Status) {}}
 }
 
 // Run serves until ctx is done, which is no error. It is called once.
@@ -167,9 +169,12 @@ func (d *Daemon) change(serving bool, why error) {
 // converse serves the ksmbd that is loaded until it is not.
 func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{}) error {
 	inherited := d.Inherited
-	if d.Inherited = nil; inherited != nil {
-		defer inherited.Queue.Close()
-	}
+	d.Inherited = nil
+	defer func() {
+		if inherited != nil {
+			inherited.Close()
+		}
+	}()
 	s, err := d.dial()
 	if err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
@@ -189,11 +194,12 @@ func (d *Daemon) converse(ctx context.Context, bell socket, rings <-chan struct{
 		return err
 	}
 	d.change(true, nil)
-	d.loop = newLoop(d.log, k, d.group)
+	d.loop = newLoop(d.log, k, d.open)
 	d.loop.stats, d.loop.control, d.loop.asks = d.stats, &d.control, d.asks
-	d.loop.leaves = d.Leaves
+	d.loop.leaves, d.loop.past = d.Leaves, d.past
 	if inherited != nil {
 		d.loop.inherit(inherited, family.ID, k.registrations)
+		inherited = nil
 	}
 	defer func() {
 		if d.Left = d.loop.left; d.Left != nil {

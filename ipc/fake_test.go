@@ -21,19 +21,24 @@ import (
 	"ksmbd-notifyd/genl"
 )
 
-// world is a loop between a fake ksmbd and a fake fanotify group.
+// world is a worker and its conversation between a fake ksmbd and a fake fanotify
+// group.
 type world struct {
 	t *testing.T
-	*loop
+	*worker
+	loop *loop
 
 	mu  sync.Mutex // of log and items; all else passes with bell and wake
 	log []string   // what the loop told ksmbd
+
+	acked []uint64 // what was acknowledged
 
 	// ksmbd
 	slow    time.Duration // that Next takes
 	items   []any         // genl.Item, or an error for Next to return
 	caused  genl.Causes   // by SMB requests
-	answers []error       // to Complete and CompleteStatus; nil when there are no more
+	answers []error       // to completions; nil when there are no more
+	batch   int           // items that Next returns, if not 1
 
 	// fanotify
 	refuse    error // for Watch to return
@@ -59,23 +64,27 @@ type fakeWatch struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, wake: make(chan struct{}, 1), bell: make(chan struct{}, 1)}
-	w.loop = newLoop(slog.New(slog.DiscardHandler), w, fakeGroup{w})
+	w.loop = newLoop(slog.New(slog.DiscardHandler), w, w.opens)
+	w.worker = newWorker(w.loop.shared, Superblock{"ext4", "8:1"}, nil, w.loop)
+	w.worker.group = fakeGroup{w}
+	w.causes.join()
+	w.loop.workers[w.filesystem] = w.worker
 	return w
 }
 
-func (w *world) Next() (genl.Item, error) {
+func (w *world) Next() (items []genl.Item, err error) {
 	time.Sleep(w.slow)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.items) == 0 {
-		return genl.Item{FD: -1}, ErrAgain
+	for len(w.items) > 0 && len(items) < max(1, w.batch) {
+		next := w.items[0]
+		w.items = w.items[1:]
+		if err, ok := next.(error); ok {
+			return items, err
+		}
+		items = append(items, next.(genl.Item))
 	}
-	next := w.items[0]
-	w.items = w.items[1:]
-	if err, ok := next.(error); ok {
-		return genl.Item{FD: -1}, err
-	}
-	return next.(genl.Item), nil
+	return items, nil
 }
 
 func (w *world) Causes() (genl.Causes, error) {
@@ -98,19 +107,27 @@ func (w *world) tell(what string) {
 	w.log = append(w.log, what)
 }
 
-func (w *world) Armed(watch uint64, errno unix.Errno) error {
-	w.tell(fmt.Sprintf("armed %d: %s", watch, unix.ErrnoName(errno)))
-	return nil
+func (w *world) Ack(id uint64, errno unix.Errno) {
+	w.mu.Lock()
+	w.acked = append(w.acked, id)
+	w.mu.Unlock()
+	if errno != 0 {
+		w.tell(fmt.Sprintf("ack %d: %s", id, unix.ErrnoName(errno)))
+	}
 }
 
-func (w *world) Complete(request uint64, records []genl.Record) error {
-	w.tell(fmt.Sprintf("%d: %s", request, recordString(records)))
-	return w.answer()
-}
+func (w *world) Flush() {}
 
-func (w *world) CompleteStatus(request uint64, status genl.Status) error {
-	w.tell(fmt.Sprintf("%d: %v", request, status))
-	return w.answer()
+func (w *world) Complete(completions []Completion) {
+	for i := range completions {
+		c := &completions[i]
+		what := recordString(c.Records)
+		if c.Status != 0 {
+			what = c.Status.String()
+		}
+		w.tell(fmt.Sprintf("%d: %s", c.Request, what))
+		c.Err = w.answer()
+	}
 }
 
 // recordString writes records as "+a -b *c a>b", for ADDED, REMOVED, MODIFIED
@@ -131,7 +148,12 @@ func recordString(records []genl.Record) string {
 	return b.String()
 }
 
+// opens is an Opener.
+func (w *world) opens(Superblock) (Group, error) { return fakeGroup{w}, nil }
+
 type fakeGroup struct{ *world }
+
+func (g fakeGroup) Close() error { return nil }
 
 func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
 	dir.Close()
@@ -214,7 +236,7 @@ func (w *world) change(i int, c fanotify.Change, names ...string) {
 
 // drained drains the queue, as when the group became readable.
 func (w *world) drained() {
-	if err := w.loop.drain(); err != nil {
+	if err := w.worker.drain(); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -223,8 +245,27 @@ func (w *world) drained() {
 func (w *world) served(items ...any) {
 	w.t.Helper()
 	w.items = append(w.items, items...)
-	if err := w.loop.serve(w.t.Context()); err != nil {
+	if err := w.serveAll(); err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// serveAll does what a conversation does, and then the worker what it is to do.
+func (w *world) serveAll() error {
+	for {
+		items, err := w.Next()
+		switch {
+		case errors.Is(err, genl.ErrMalformed), len(items) > 0:
+		case err != nil && !errors.Is(err, ErrRetry):
+			return err
+		default:
+			w.loop.settle()
+			return w.worker.serve()
+		}
+		w.loop.dispatch(w.t.Context(), items)
+		if err := w.worker.serve(); err != nil {
+			return err
+		}
 	}
 }
 
@@ -252,7 +293,7 @@ const buffer = 4096
 
 func (w *world) watchItem(id uint64) genl.Item {
 	return genl.Item{Type: genl.ItemTypeWatch, WatchID: id, FD: w.dir(),
-		Filter: uint32(All), BufferLength: buffer}
+		Filter: uint32(All), BufferLength: buffer, Device: 0x801, Filesystem: "ext4"}
 }
 
 func requestItem(id, watch uint64) genl.Item {
@@ -260,7 +301,7 @@ func requestItem(id, watch uint64) genl.Item {
 }
 
 func cancelItem(id uint64) genl.Item {
-	return genl.Item{Type: genl.ItemTypeCancel, RequestID: id, FD: -1}
+	return genl.Item{Type: genl.ItemTypeCancel, WatchID: 1, RequestID: id, FD: -1}
 }
 
 func unwatchItem(id uint64) genl.Item {

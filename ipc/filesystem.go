@@ -37,7 +37,7 @@ func FilesystemOf(dir *os.File) (name, device string) {
 	name, device = "?", "?"
 	var st unix.Stat_t
 	if unix.Fstat(int(dir.Fd()), &st) == nil {
-		device = fmt.Sprintf("%d:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
+		device = deviceName(uint32(st.Dev))
 	}
 	var fs unix.Statfs_t
 	if unix.Fstatfs(int(dir.Fd()), &fs) != nil {
@@ -51,6 +51,11 @@ func FilesystemOf(dir *os.File) (name, device string) {
 		name = fmt.Sprintf("%#x", magic)
 	}
 	return name, device
+}
+
+// deviceName returns a device as major:minor.
+func deviceName(device uint32) string {
+	return fmt.Sprintf("%d:%d", unix.Major(uint64(device)), unix.Minor(uint64(device)))
 }
 
 // Mounts lists those that this process or process 1 sees. ksmbd's directories are in

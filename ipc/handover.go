@@ -23,14 +23,20 @@ const leaveWithin = time.Second
 var errHeritage = errors.New("cannot go on where the last daemon ended")
 
 // A Handover is what a daemon that ends leaves to the next one, so that clients
-// do not notice: a fanotify queue, which goes on being filled, and what had been
-// told of the watches in it. ksmbd offers its watches to each daemon, with rescan;
-// it need not be done for those of which nothing is lost.
+// do not notice: a fanotify queue for each filesystem, which goes on being filled,
+// and what had been told of the watches in it. ksmbd offers its watches to each
+// daemon, with rescan; it need not be done for those of which nothing is lost.
 type Handover struct {
-	Queue         *os.File        // to be closed by whoever got it
-	Family        uint16          // of the ksmbd that the watches are of
-	Registrations uint32          // with it, the one of the daemon that leaves this being the last
-	Watches       map[uint64]Left // all there were, by id
+	Family        uint16 // of the ksmbd that the watches are of
+	Registrations uint32 // with it, the one of the daemon that leaves this being the last
+	Parts         []Part
+}
+
+// Part is what is left of one filesystem.
+type Part struct {
+	Superblock
+	Queue   *os.File        // to be closed by whoever got it
+	Watches map[uint64]Left // all there were, by id
 }
 
 // Left is a watch in a Handover.
@@ -41,16 +47,62 @@ type Left struct {
 	Mounts  []string // see fanotify.Watch
 }
 
+// Close closes what nobody has taken.
+func (h *Handover) Close() {
+	for _, part := range h.Parts {
+		part.Queue.Close()
+	}
+}
+
 // leave makes the handover to the next daemon. Of the watches it had, ksmbd has
 // none in doubt when it has nothing queued: each is armed, and no rescan of it
-// is wanted.
-func (l *loop) leave() {
-	if !l.leaves || l.inheriting {
+// is wanted. A filesystem that does not answer in time is not in it.
+func (l *loop) leave(working context.Context) {
+	if !l.leaves || !l.settled {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveWithin)
 	defer cancel()
-	err := cmp.Or(l.serve(ctx), ctx.Err())
+	if err := cmp.Or(l.serve(ctx, working), ctx.Err()); err != nil || l.retry != nil {
+		l.log.Debug("nothing is left to the next daemon", "err", err)
+		return
+	}
+	parts := make(chan *Part, len(l.workers))
+	n := 0
+	l.each(func(w *worker) {
+		n++
+		w.post(func() error {
+			part := w.leave(ctx)
+			if part != nil && ctx.Err() != nil {
+				part.Queue.Close() // nobody waits for it any more
+				part = nil
+			}
+			parts <- part
+			return nil
+		})
+	})
+	left := new(Handover)
+	for ; n > 0; n-- {
+		select {
+		case part := <-parts:
+			if part != nil {
+				left.Parts = append(left.Parts, *part)
+			}
+		case <-ctx.Done():
+			n = 1
+		}
+	}
+	if len(left.Parts) > 0 {
+		l.left = left
+	}
+}
+
+// leave is what of a worker's is left to the next daemon, if anything.
+func (l *worker) leave(ctx context.Context) *Part {
+	if l.inheriting {
+		return nil
+	}
+	err := ctx.Err()
 	for err == nil {
 		if err = l.drain(); err != nil || l.group.Settled() {
 			break
@@ -58,51 +110,71 @@ func (l *loop) leave() {
 		time.Sleep(gap)
 		err = ctx.Err()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err != nil || l.retry != nil || len(l.watches) == 0 {
-		l.log.Debug("nothing is left to the next daemon", "err", err)
-		return
+		l.log.Debug("nothing is left to the next daemon", "filesystem", l.filesystem.Type, "device", l.filesystem.Device, "err", err)
+		return nil
 	}
-	h := &Handover{Watches: make(map[uint64]Left)}
+	part := &Part{Superblock: l.filesystem, Watches: make(map[uint64]Left)}
+	whole := 0
 	for id, w := range l.watches {
 		mounts, ok := w.mark.Handover()
-		h.Watches[id] = Left{ok && !w.gone && !w.queue.lost, w.queue.records, mounts}
+		left := Left{ok && !w.gone && !w.queue.lost, w.queue.records, mounts}
+		if part.Watches[id] = left; left.Whole {
+			whole++
+		}
 	}
-	if h.Queue, err = l.group.Detach(); err != nil {
+	if whole == 0 { // all have to start over
+		return nil
+	}
+	if part.Queue, err = l.group.Detach(); err != nil {
 		l.log.Error("the next daemon will have to start over", "err", err)
-		return
+		return nil
 	}
-	l.left = h
+	return part
 }
 
-// heritage is what a loop has of the last daemon's.
+// heritage is what a worker has of the last daemon's.
 type heritage struct {
 	inheriting bool            // and nothing is drained until all is watched again
 	heirs      map[uint64]Left // the watches that ksmbd has yet to offer
 }
 
-// inherit has the loop go on where the last daemon ended, if that was with the
+// inherit has the workers go on where the last daemon ended, if that was with the
 // same ksmbd. What another one has told meanwhile would be told twice, and of
 // directories that were renamed that is wrong.
 func (l *loop) inherit(h *Handover, family uint16, registrations uint32) {
-	defer h.Queue.Close() // the group has its own
-	err := fmt.Errorf("%w: ksmbd was loaded anew, or has had another daemon", errHeritage)
-	if h.Family == family && h.Registrations+1 == registrations {
-		err = l.group.Inherit(h.Queue)
+	if h.Family != family || h.Registrations+1 != registrations {
+		h.Close()
+		l.log.Info("starting over, clients will list their directories anew", "reason",
+			fmt.Errorf("%w: ksmbd was loaded anew, or has had another daemon", errHeritage))
+		return
 	}
-	if err != nil {
+	l.heirs = make(map[Superblock]*Part)
+	for i := range h.Parts {
+		l.heirs[h.Parts[i].Superblock] = &h.Parts[i]
+	}
+}
+
+// inherit has the worker go on with what the last daemon had of its filesystem.
+func (l *worker) inherit(part *Part) {
+	defer part.Queue.Close() // the group has its own
+	if err := l.group.Inherit(part.Queue); err != nil {
 		l.log.Info("starting over, clients will list their directories anew", "reason", err)
 		return
 	}
-	l.inheriting, l.heirs = true, h.Watches
+	l.inheriting, l.heirs = true, part.Watches
 	// The causes of what waits in the queue may have been fetched already.
 	l.causes.lost = 1 // its Since is not known, and so is 0
 }
 
 // inherits says whether an item is about the watches that the last daemon had.
 // What waits in the queue is told when all of them are there.
-func (l *loop) inherits(item genl.Item) bool {
-	if !l.inheriting {
-		return false
+func (l *worker) inherits(what any) bool {
+	item, ok := what.(genl.Item)
+	if !l.inheriting || !ok {
+		return l.inheriting
 	}
 	_, heir := l.heirs[item.WatchID]
 	return heir && item.Type == genl.ItemTypeWatch ||
@@ -110,19 +182,19 @@ func (l *loop) inherits(item genl.Item) bool {
 }
 
 // takeOver says whether w, armed just now, is one that goes on without a gap.
-func (l *loop) takeOver(w *watch) bool {
+func (l *worker) takeOver(w *watch) bool {
 	left, heir := l.heirs[w.id]
 	if !heir {
 		return false
 	}
 	delete(l.heirs, w.id)
 	mounts, ok := w.mark.Handover()
-	return ok && left.Whole && slices.Equal(mounts, left.Mounts) && w.queue.push(left.Records) == ""
+	return ok && left.Whole && slices.Equal(mounts, left.Mounts) && w.queue.push(newEvent(left.Records), true) == ""
 }
 
 // settle ends the inheriting: ksmbd has no more watches that the last daemon
 // had. Marks of one that has ended nobody would ever take away.
-func (l *loop) settle() error {
+func (l *worker) settle() error {
 	if !l.inheriting {
 		return nil
 	}
@@ -139,7 +211,7 @@ func (l *loop) settle() error {
 
 // disinherit gives up an inherited queue that was not settled, after the watches
 // have gone.
-func (l *loop) disinherit() {
+func (l *worker) disinherit() {
 	if !l.inheriting {
 		return
 	}

@@ -32,7 +32,9 @@ func heir(t *testing.T, watches map[uint64]Left) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { queue.Close() })
-	w.loop.inherit(&Handover{Queue: queue, Family: family, Registrations: 3, Watches: watches}, family, 4)
+	w.loop.inherit(&Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, watches}}}, family, 4)
+	w.worker.inherit(w.loop.heirs[w.filesystem])
+	delete(w.loop.heirs, w.filesystem)
 	w.told("inherit")
 	return w
 }
@@ -40,7 +42,7 @@ func heir(t *testing.T, watches map[uint64]Left) *world {
 // What a daemon says it has told, no client misses.
 func TestLeave(t *testing.T) {
 	w := newWorld(t)
-	w.loop.leaves, w.mounts = true, []string{"m"}
+	w.mounts = []string{"m"}
 	w.served(w.watchItem(1), requestItem(11, 1), w.watchItem(2), w.watchItem(3), w.watchItem(4), requestItem(44, 4))
 	w.happens(0, fanotify.Create, "told")
 	w.happens(1, fanotify.Create, "waits")
@@ -49,13 +51,13 @@ func TestLeave(t *testing.T) {
 	w.drained()
 	w.told("11: +told", "44: ENUM_DIR")
 	// ksmbd doubts that the first was in time.
-	w.items = []any{w.rescanItem(1), w.watchItem(5)}
+	w.served(w.rescanItem(1), w.watchItem(5))
 	w.unsettled = 2
-	w.loop.leave()
+	left := w.worker.leave(t.Context())
 	w.told("detach")
 	want := map[uint64]bool{1: false, 2: true, 3: false, 4: true, 5: true}
 	got := make(map[uint64]bool)
-	for id, l := range w.loop.left.Watches {
+	for id, l := range left.Watches {
 		got[id] = l.Whole
 		if len(l.Mounts) != 1 {
 			t.Errorf("mounts of %d: %q", id, l.Mounts)
@@ -64,7 +66,7 @@ func TestLeave(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("left %v, want %v", got, want)
 	}
-	if records := recordString(w.loop.left.Watches[2].Records); records != "+waits" {
+	if records := recordString(left.Watches[2].Records); records != "+waits" {
 		t.Errorf("left records %q", records)
 	}
 }
@@ -76,7 +78,8 @@ func TestLeaveNothing(t *testing.T) {
 		"no watches":            func(w *world) { w.served(unwatchItem(1)) },
 		"ksmbd cannot be asked": func(w *world) { w.items = []any{ErrRetry} },
 		"ksmbd has gone":        func(w *world) { w.items = []any{errOther} },
-		"not settled itself":    func(w *world) { w.loop.inheriting = true },
+		"not settled itself":    func(w *world) { w.loop.settled = false },
+		"nor a filesystem":      func(w *world) { w.inheriting, w.heirs = true, map[uint64]Left{1: {}} },
 		"requests without end": func(w *world) {
 			w.slow = leaveWithin / 2
 			w.items = []any{cancelItem(1), cancelItem(2), cancelItem(3)}
@@ -95,11 +98,20 @@ func TestLeaveNothing(t *testing.T) {
 				w.loop.leaves = true
 				w.served(w.watchItem(1))
 				doubt(w)
-				w.loop.leave()
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					for range w.worker.wake {
+						w.worker.serve()
+					}
+				}()
+				w.loop.leave(t.Context())
 				w.told()
 				if w.loop.left != nil {
 					t.Errorf("left %v", w.loop.left)
 				}
+				close(w.worker.wake)
+				<-done
 			})
 		})
 	}
@@ -116,16 +128,16 @@ func TestInherit(t *testing.T) {
 	for len(w.items) > 1 {
 		next := w.items[0].(genl.Item)
 		w.items = w.items[1:]
-		if !w.loop.inherits(next) {
-			t.Fatalf("item %+v is not inherited", next)
+		w.loop.dispatch(t.Context(), []genl.Item{next})
+		if err := w.worker.serve(); err != nil {
+			t.Fatal(err)
 		}
-		w.loop.act(next)
 	}
 	w.told("11: -waits", "22: ENUM_DIR", "33: ENUM_DIR")
 	w.items = append(w.items, requestItem(12, 1))
 	w.served(w.rescanItem(5), requestItem(55, 5), requestItem(44, 4))
 	w.told("confirm", "12: +meanwhile", "55: ENUM_DIR", "44: -waits +meanwhile")
-	w.loop.close()
+	w.worker.close()
 	w.told()
 }
 
@@ -145,7 +157,7 @@ func TestInheritNothing(t *testing.T) {
 		"directories were removed": {
 			change: func(w *world) { w.refuse = unix.ENOENT },
 			items:  func(w *world) []any { return []any{w.rescanItem(1), w.rescanItem(2)} },
-			told:   []string{"armed 1: ENOENT", "armed 2: ENOENT"},
+			told:   []string{"ack 1: ENOENT", "ack 2: ENOENT"},
 		},
 		"ksmbd cannot be asked": {
 			items: func(w *world) []any { return []any{w.rescanItem(1), ErrRetry} },
@@ -163,10 +175,10 @@ func TestInheritNothing(t *testing.T) {
 			}
 			w.happens(0, fanotify.Create, "meanwhile")
 			w.items = c.items(w)
-			if err := w.loop.serve(t.Context()); !errors.Is(err, errHeritage) {
+			if err := w.serveAll(); !errors.Is(err, errHeritage) {
 				t.Errorf("serve: %v", err)
 			}
-			w.loop.close()
+			w.worker.close()
 			w.told(append(c.told, "detach")...)
 			for _, f := range w.watch {
 				if !f.closed {
@@ -181,13 +193,29 @@ func TestInheritNothing(t *testing.T) {
 // after, or that is none.
 func TestInheritOther(t *testing.T) {
 	w := newWorld(t)
-	left := Handover{Family: family, Registrations: 3, Watches: map[uint64]Left{1: {Whole: true}}}
-	w.loop.inherit(&left, family+1, 4)
-	w.loop.inherit(&left, family, 5)
-	w.loop.inherit(&left, family, 0) // a module that does not say
-	w.told()
+	left := func() *Handover {
+		queue, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, map[uint64]Left{1: {Whole: true}}}}}
+	}
+	before := countFDs(t)
+	w.loop.inherit(left(), family+1, 4)
+	w.loop.inherit(left(), family, 5)
+	w.loop.inherit(left(), family, 0) // a module that does not say
+	if len(w.loop.heirs) > 0 {
+		t.Errorf("heirs %v", w.loop.heirs)
+	}
+	// All watches of the filesystem have ended.
+	w.loop.inherit(left(), family, 4)
+	w.loop.settle()
+	if after := countFDs(t); after != before {
+		t.Errorf("%d file descriptors before, %d after", before, after)
+	}
 	w.refuse = errOther
-	w.loop.inherit(&left, family, 4)
+	w.loop.inherit(left(), family, 4)
+	w.worker.inherit(w.loop.heirs[w.filesystem])
 	w.told("inherit")
 	w.refuse = nil
 	w.served(w.rescanItem(1), requestItem(11, 1))

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -83,14 +85,14 @@ func TestFirstRenameIsOne(t *testing.T) {
 
 func TestRequestsAreFirstInFirstOut(t *testing.T) {
 	w := newWorld(t)
-	w.served(w.watchItem(1), requestItem(5, 1), requestItem(3, 1), requestItem(4, 1))
+	w.served(w.watchItem(1), requestItem(3, 1), requestItem(4, 1), requestItem(5, 1))
 	w.happens(0, create, "a")
 	w.happens(0, create, "b")
 	w.drained()
-	w.told("5: +a", "3: +b")
+	w.told("3: +a", "4: +b")
 	w.happens(0, create, "c")
 	w.drained()
-	w.told("4: +c")
+	w.told("5: +c")
 }
 
 func TestWatchesAreIndependent(t *testing.T) {
@@ -158,14 +160,41 @@ func TestEndedRequestKeepsOverflow(t *testing.T) {
 	w.told("3: +a")
 }
 
-func TestWithheldRecordsLeaveRequest(t *testing.T) {
+// The client's user may see none of the records: the request comes once more, and
+// is the oldest still.
+func TestWithheldRecords(t *testing.T) {
 	w := newWorld(t)
-	w.served(w.watchItem(1), requestItem(1, 1))
-	w.answers = []error{unix.ENODATA}
+	w.served(w.watchItem(1), requestItem(11, 1), requestItem(12, 1))
 	w.happens(0, create, "secret")
-	w.happens(0, create, "a")
 	w.drained()
-	w.told("1: +secret", "1: +a")
+	w.told("11: +secret")
+	// It has pended all the time: what came first meanwhile completes it.
+	w.happens(0, rename, "x", "y")
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.happens(0, create, "c")
+	w.drained()
+	w.told("12: x>y")
+	w.served(requestItem(12, 1), requestItem(11, 1), requestItem(13, 1))
+	w.told("12: +a", "11: +b", "13: +c")
+	if w.budget.total() != 0 {
+		t.Errorf("%d bytes are charged", w.budget.total())
+	}
+}
+
+// Each item is acknowledged when it has been handled, those that are fetched
+// together after one drain.
+func TestBatch(t *testing.T) {
+	w := newWorld(t)
+	w.batch = 10
+	w.served(w.watchItem(1))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.served(requestItem(11, 1), w.watchItem(2), requestItem(22, 2), cancelItem(22), unwatchItem(2))
+	w.told("11: +a +b")
+	if want := []uint64{1, 11, 2, 22}; !slices.Equal(w.acked, want) {
+		t.Errorf("acknowledged %v, want %v", w.acked, want)
+	}
 }
 
 // ksmbd cannot take the records: the client is told to list anew.
@@ -260,8 +289,8 @@ func TestBufferLength(t *testing.T) {
 		w.happens(0, create, "c")
 		w.served(request)
 		w.told("1: " + test.want)
-		if w.budget.used != 0 {
-			t.Errorf("%d bytes count as queued", w.budget.used)
+		if w.budget.total() != 0 {
+			t.Errorf("%d bytes count as queued", w.budget.total())
 		}
 	}
 }
@@ -281,19 +310,73 @@ func TestBufferOfZero(t *testing.T) {
 	w.told("2: +b")
 }
 
+// A client may have what is left by all: there is room for one more.
 func TestBudget(t *testing.T) {
 	w := newWorld(t)
-	w.budget.limit = 46
-	w.served(w.watchItem(1), w.watchItem(2))
+	w.budget.limit = 60
+	items := []any{w.watchItem(1), w.watchItem(2), w.watchItem(3)}
+	for i := range items {
+		item := items[i].(genl.Item)
+		item.Client = uint64(i/2 + 1) // the first two are of one
+		items[i] = item
+	}
+	w.served(items...)
 	w.happens(0, create, "a")
 	w.happens(0, create, "b")
-	w.happens(1, create, "c")
-	w.happens(1, create, "d") // is too much
-	w.happens(0, create, "e") // has room again
-	w.served(requestItem(1, 1), requestItem(2, 2))
-	w.told("1: +a +b +e", "2: ENUM_DIR")
-	if w.budget.used != 0 {
-		t.Errorf("%d bytes count as queued", w.budget.used)
+	w.happens(1, create, "c") // is too much
+	w.happens(2, create, "d")
+	w.happens(2, create, "e") // is too much
+	w.served(requestItem(11, 1), requestItem(22, 2), requestItem(33, 3))
+	w.told("11: +a +b", "22: ENUM_DIR", "33: ENUM_DIR")
+	if w.budget.total() != 0 {
+		t.Errorf("%d bytes count as queued", w.budget.total())
+	}
+
+	// What is told at once, nobody keeps.
+	w.budget.limit = 0
+	w.served(requestItem(44, 1))
+	w.happens(0, create, "g")
+	w.drained()
+	w.told("44: +g")
+	w.served(unwatchItem(1), unwatchItem(2), unwatchItem(3))
+	if len(w.budget.clients) != 0 {
+		t.Errorf("accounts %v are left", w.budget.clients)
+	}
+}
+
+// A queue that fills faster than what is to be told goes by is told of in between,
+// and nothing is told twice or out of turn.
+func TestHurry(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), w.watchItem(2))
+	for i := range 2000 {
+		if i == 1000 { // no more than 230 fit
+			w.queue = append(w.queue, func() {})
+		}
+		w.queue = append(w.queue, func() {
+			if i%150 == 140 { // the client has asked again, and the other one too
+				w.loop.dispatch(w.t.Context(), []genl.Item{requestItem(uint64(1000+i), 1), requestItem(uint64(5000+i), 2)})
+			}
+		})
+		w.happens(0, create, fmt.Sprintf("%04d", i))
+	}
+	w.drained()
+	w.served()
+	var got []string
+	for _, line := range w.log {
+		request, records, _ := strings.Cut(line, ": ")
+		if request > "5" {
+			t.Errorf("another watch was told %.50s", line)
+		}
+		got = append(got, strings.Fields(records)...)
+	}
+	for i, name := range got {
+		if want := fmt.Sprintf("+%04d", i); name != want {
+			t.Fatalf("record %d is %s, want %s", i, name, want)
+		}
+	}
+	if len(got) < 1800 {
+		t.Errorf("%d records were told", len(got))
 	}
 }
 
@@ -345,8 +428,8 @@ func TestGone(t *testing.T) {
 	w.served(requestItem(4, 1))
 	w.told("4: DELETE_PENDING")
 	w.served(unwatchItem(1))
-	if len(w.watches)+len(w.waiting)+w.budget.used != 0 {
-		t.Errorf("watches %v, waiting %v, %d bytes are left", w.watches, w.waiting, w.budget.used)
+	if len(w.watches)+len(w.waiting)+w.budget.total() != 0 {
+		t.Errorf("watches %v, waiting %v, %d bytes are left", w.watches, w.waiting, w.budget.total())
 	}
 }
 
@@ -369,8 +452,8 @@ func TestUnwatch(t *testing.T) {
 	if !w.watch[0].closed {
 		t.Error("the watch is not closed")
 	}
-	if len(w.watches)+len(w.waiting)+w.budget.used != 0 {
-		t.Errorf("watches %v, waiting %v, %d bytes are left", w.watches, w.waiting, w.budget.used)
+	if len(w.watches)+len(w.waiting)+w.budget.total() != 0 {
+		t.Errorf("watches %v, waiting %v, %d bytes are left", w.watches, w.waiting, w.budget.total())
 	}
 }
 
@@ -379,8 +462,8 @@ func TestWatchRefused(t *testing.T) {
 		err  error
 		want string
 	}{
-		{fmt.Errorf("marking: %w", unix.ENOSPC), "armed 1: ENOSPC"},
-		{errOther, "armed 1: EIO"},
+		{fmt.Errorf("marking: %w", unix.ENOSPC), "ack 1: ENOSPC"},
+		{errOther, "ack 1: EIO"},
 	} {
 		w := newWorld(t)
 		w.refuse = test.err
@@ -396,7 +479,7 @@ func TestWatchRefused(t *testing.T) {
 func TestRequestOfUnknownWatch(t *testing.T) {
 	w := newWorld(t)
 	w.served(requestItem(1, 7))
-	w.told("armed 7: EPROTO")
+	w.told("ack 1: EPROTO")
 }
 
 func TestRequestTwice(t *testing.T) {
@@ -410,6 +493,7 @@ func TestRequestTwice(t *testing.T) {
 
 func TestMalformedItemIsIgnored(t *testing.T) {
 	w := newWorld(t)
+	w.batch = 2
 	w.served(fmt.Errorf("item: %w", genl.ErrMalformed), w.watchItem(1),
 		fmt.Errorf("item: %w", genl.ErrMalformed), requestItem(1, 1))
 	w.happens(0, create, "a")
@@ -445,12 +529,12 @@ func TestFilterAndTreeReachFanotify(t *testing.T) {
 func TestCompletionAsksAgain(t *testing.T) {
 	w := newWorld(t)
 	w.served(w.watchItem(1), requestItem(1, 1))
-	if w.again {
+	if len(w.loop.bell) > 0 {
 		t.Error("asks again with nothing completed")
 	}
 	w.happens(0, create, "a")
 	w.drained()
-	if !w.again {
+	if len(w.loop.bell) == 0 {
 		t.Error("does not ask again after a completion")
 	}
 }
@@ -461,12 +545,12 @@ func TestNoDescriptorLeaks(t *testing.T) {
 	w.served(w.watchItem(1), w.watchItem(1), w.watchItem(2), unwatchItem(2))
 	w.refuse = errOther
 	w.served(w.watchItem(3))
-	w.loop.group = brokenGroup{fakeGroup{w}}
+	w.worker.group = brokenGroup{fakeGroup{w}}
 	w.items = []any{w.watchItem(4)}
-	if err := w.serve(t.Context()); !errors.Is(err, errOther) {
+	if err := w.serveAll(); !errors.Is(err, errOther) {
 		t.Errorf("error %v", err)
 	}
-	w.close()
+	w.worker.close()
 	if after := countFDs(t); after != before {
 		t.Errorf("%d file descriptors before, %d after", before, after)
 	}
@@ -481,7 +565,7 @@ func (w *world) serving() (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error)
 	go func() {
-		ended <- Serve(ctx, slog.New(slog.DiscardHandler), w, w.bell, fakeGroup{w})
+		ended <- Serve(ctx, slog.New(slog.DiscardHandler), w, w.bell, w.opens)
 	}()
 	return func() {
 		w.t.Helper()
@@ -555,14 +639,18 @@ func TestServeEndsWithErrors(t *testing.T) {
 			return w, fakeGroup{w}
 		},
 		"drain": func(w *world) (Kernel, Group) {
+			w.items = []any{w.watchItem(1)}
 			w.wake <- struct{}{}
 			return w, brokenGroup{fakeGroup{w}}
 		},
-		"wait": func(w *world) (Kernel, Group) { return w, deafGroup{fakeGroup{w}} },
+		"wait": func(w *world) (Kernel, Group) {
+			w.items = []any{w.watchItem(1)}
+			return w, deafGroup{fakeGroup{w}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k, g := start(newWorld(t))
-			err := Serve(t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil)), k, nil, g)
+			err := Serve(t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil)), k, nil, func(Superblock) (Group, error) { return g, nil })
 			if !errors.Is(err, errOther) {
 				t.Errorf("error %v", err)
 			}

@@ -3,10 +3,14 @@
 package ipc
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"sync"
+	"syscall"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -30,13 +34,6 @@ var (
 	errLost = errors.New("registration with ksmbd is lost")
 )
 
-// An operation with a reply is sent without Acknowledge: the ack would stay
-// behind as the answer to the next one. An error comes in any case.
-const (
-	withReply    = netlink.Request
-	withoutReply = netlink.Request | netlink.Acknowledge
-)
-
 // socket is what is used of a *genetlink.Conn.
 type socket interface {
 	GetFamily(name string) (genetlink.Family, error)
@@ -46,6 +43,19 @@ type socket interface {
 	Execute(m genetlink.Message, family uint16, flags netlink.HeaderFlags) ([]genetlink.Message, error)
 	Receive() ([]genetlink.Message, []netlink.Message, error)
 	Close() error
+
+	// Send sends a datagram. All answers to it are there when it returns.
+	Send(datagram []byte) error
+	// Recv receives one into b. EAGAIN says that there is none, ENOBUFS that
+	// some were lost.
+	Recv(b []byte) (int, error)
+}
+
+// conn is the socket that is one. What is said all the time does without the
+// library: an exchange takes it 51 allocations, and three times as long.
+type conn struct {
+	*genetlink.Conn
+	raw syscall.RawConn
 }
 
 func dialSocket() (socket, error) {
@@ -53,12 +63,40 @@ func dialSocket() (socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	// So that errors carry ksmbd's own words.
-	if err := c.SetOption(netlink.ExtendedAcknowledge, true); err != nil {
+	raw, err := c.SyscallConn()
+	// So that errors carry ksmbd's own words, and nothing of ours.
+	for _, option := range []netlink.ConnOption{netlink.ExtendedAcknowledge, netlink.CapAcknowledge} {
+		err = cmp.Or(err, c.SetOption(option, true))
+	}
+	if err != nil {
 		c.Close()
 		return nil, err
 	}
-	return c, nil
+	return &conn{c, raw}, nil
+}
+
+func (c *conn) Send(datagram []byte) error {
+	var err error
+	ctlErr := c.raw.Control(func(fd uintptr) {
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.Sendto(int(fd), datagram, 0, toKernel)
+		}
+	})
+	return cmp.Or(ctlErr, err)
+}
+
+var toKernel = new(unix.SockaddrNetlink)
+
+func (c *conn) Recv(b []byte) (n int, err error) {
+	ctlErr := c.raw.Control(func(fd uintptr) {
+		for err = unix.EINTR; err == unix.EINTR; {
+			n, _, err = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		}
+	})
+	if err == nil && n > len(b) {
+		err = unix.EMSGSIZE
+	}
+	return n, cmp.Or(ctlErr, err)
 }
 
 // joinGroup makes s hear one multicast group of a family.
@@ -101,16 +139,22 @@ func FindFamily() error {
 // ksmbd is the Kernel that is one: a registered socket.
 type ksmbd struct {
 	log    *slog.Logger
-	socket socket
 	family genetlink.Family
 
 	registrations uint32 // of all daemons so far, once this one is registered
+
+	mu     sync.Mutex
+	socket socket
+	out    []byte // what is to be sent
+	seq    uint32 // of the last message in it
+	in     []byte
+	errs   []genl.Message // answers to what was sent last
+	doubt  bool           // some answers to it were lost
 }
 
-func (k *ksmbd) execute(cmd uint8, data []byte, flags netlink.HeaderFlags) ([]genetlink.Message, error) {
-	m := genetlink.Message{Header: genetlink.Header{Command: cmd, Version: k.family.Version}, Data: data}
-	return k.socket.Execute(m, k.family.ID, flags)
-}
+// maxOut is how many bytes of completions go in one datagram, but that one alone
+// may take more.
+const maxOut = 64 << 10
 
 // register makes k's socket the daemon and returns the module's release. Closing
 // the socket is the only way back.
@@ -119,7 +163,10 @@ func (k *ksmbd) register() (release string, err error) {
 	if err != nil {
 		return "", err
 	}
-	msgs, err := k.execute(genl.CmdRegister, data, withReply)
+	m := genetlink.Message{Header: genetlink.Header{Command: genl.CmdRegister, Version: k.family.Version}, Data: data}
+	// Without Acknowledge: the ack would stay behind as the answer to what
+	// comes next. An error comes in any case.
+	msgs, err := k.socket.Execute(m, k.family.ID, netlink.Request)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return "", ErrBusy
@@ -141,87 +188,178 @@ func (k *ksmbd) register() (release string, err error) {
 	}
 
 	// Records take less than twice on the wire of what they take in a
-	// client's buffer, and an error brings the whole message back.
+	// client's buffer.
 	size := 2*min(int(reply.MaxBufferLength), 64<<20) + 1<<16
-	if err := errors.Join(k.socket.SetReadBuffer(size), k.socket.SetWriteBuffer(size)); err != nil {
+	if err := errors.Join(k.socket.SetReadBuffer(1<<20), k.socket.SetWriteBuffer(size)); err != nil {
 		return "", fmt.Errorf("sizing netlink socket to %d bytes: %w", size, err)
 	}
+	k.in = make([]byte, 64<<10)
 	k.registrations = reply.Registrations
 	k.log.Info("registered with ksmbd", "module", reply.Release)
 	return reply.Release, nil
 }
 
-// Next implements Kernel. The descriptor of a watch belongs to this process
-// when it returns: ksmbd installs it before the request's system call ends.
-func (k *ksmbd) Next() (genl.Item, error) {
-	none := genl.Item{FD: -1}
-	msgs, err := k.execute(genl.CmdNext, nil, withReply)
-	var errno unix.Errno
-	switch {
-	case errors.Is(err, unix.EAGAIN): // not by Timeout(), which others also are
-		return none, ErrAgain
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
-		// The family's id is nobody's any more, or of a module loaded since.
-		return none, fmt.Errorf("%w: %w", errLost, err)
-	case errors.As(err, &errno):
-		return none, fmt.Errorf("%w: %w", ErrRetry, err)
-	case err != nil: // replies out of step: only a new socket helps
-		return none, fmt.Errorf("%w: %w", errLost, err)
-	case len(msgs) != 1:
-		return none, fmt.Errorf("%w: %d replies to next", errLost, len(msgs))
-	}
-	item, err := genl.DecodeItem(msgs[0].Data)
-	if err != nil {
-		if item.FD > 2 { // whatever is said, not the standard ones
-			unix.Close(item.FD)
-		}
-		return none, err
-	}
-	return item, nil
+// begin appends the headers of a message to what is to be sent.
+func (k *ksmbd) begin(cmd uint8) (start int) {
+	start = len(k.out)
+	k.seq++
+	k.out = genl.AppendMessage(k.out, k.family.ID, cmd, k.seq)
+	return start
 }
 
-// Armed implements Kernel.
-func (k *ksmbd) Armed(watch uint64, errno unix.Errno) error {
-	data, err := genl.Armed{WatchID: watch, Errno: uint32(errno)}.Encode()
+// exchange sends what is to be sent and takes in the answers. ksmbd has handled
+// all of it when it has been sent. Of messages without an answer it is known that
+// they did not fail, unless answers were lost. With replies, the last one has a
+// reply, which is returned; it is valid until the next exchange.
+func (k *ksmbd) exchange(replies bool) (reply []byte, err error) {
+	k.errs, k.doubt = k.errs[:0], false
+	err = k.socket.Send(k.out)
+	k.out = k.out[:0]
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = k.execute(genl.CmdArmed, data, withoutReply)
-	return err
+	for {
+		n, err := k.socket.Recv(k.in)
+		switch {
+		case err == unix.EAGAIN:
+			if replies {
+				return nil, cmp.Or(k.lastErr(), errNoReply)
+			}
+			return nil, nil
+		case err == unix.ENOBUFS:
+			k.doubt = true
+			continue
+		case err != nil:
+			return nil, err
+		}
+		for rest := k.in[:n]; len(rest) > 0; {
+			var m genl.Message
+			if m, rest, err = genl.NextMessage(rest); err != nil {
+				return nil, err
+			}
+			switch {
+			case m.Reply && m.Seq == k.seq:
+				return m.Data, nil
+			case !m.Reply && m.Errno != 0:
+				k.errs = append(k.errs, m)
+			}
+		}
+	}
+}
+
+var errNoReply = errors.New("ksmbd did not reply")
+
+// lastErr returns the error that the last message was answered by, if it was.
+func (k *ksmbd) lastErr() error { return k.errOf(k.seq) }
+
+func (k *ksmbd) errOf(seq uint32) error {
+	for _, m := range k.errs {
+		if m.Seq == seq {
+			if m.Words != "" {
+				return fmt.Errorf("%w: %s", m.Errno, m.Words)
+			}
+			return m.Errno
+		}
+	}
+	return nil
+}
+
+// Next implements Kernel. The descriptor of a watch belongs to this process
+// when it returns.
+func (k *ksmbd) Next() ([]genl.Item, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	genl.EndMessage(k.out, k.begin(genl.CmdNext))
+	reply, err := k.exchange(true)
+	var errno unix.Errno
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
+		// The family's id is nobody's any more, or of a module loaded since.
+		return nil, fmt.Errorf("%w: %w", errLost, err)
+	case errors.As(err, &errno):
+		return nil, fmt.Errorf("%w: %w", ErrRetry, err)
+	case err != nil: // replies out of step: only a new socket helps
+		return nil, fmt.Errorf("%w: %w", errLost, err)
+	}
+	items, err := genl.DecodeItems(reply)
+	return slices.DeleteFunc(items, func(item genl.Item) bool {
+		if item.Type == 0 && item.FD > 2 { // whatever is said, not the standard ones
+			unix.Close(item.FD)
+		}
+		return item.Type == 0
+	}), err
+}
+
+// Ack implements Kernel.
+func (k *ksmbd) Ack(id uint64, errno unix.Errno) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	start := k.begin(genl.CmdAck)
+	k.out = genl.Ack{ID: id, Errno: uint32(errno)}.Append(k.out)
+	genl.EndMessage(k.out, start)
+}
+
+// Flush implements Kernel.
+func (k *ksmbd) Flush() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.out) == 0 {
+		return
+	}
+	// Of an item that has ended meanwhile the next exchange meets an error, and
+	// nobody needs it.
+	if err := k.socket.Send(k.out); err != nil { // of which Next hears too
+		k.log.Debug("acknowledging failed", "err", err)
+	}
+	k.out = k.out[:0]
 }
 
 // Complete implements Kernel.
-func (k *ksmbd) Complete(request uint64, records []genl.Record) error {
-	return k.complete(genl.Complete{RequestID: request, Records: records})
-}
-
-// CompleteStatus implements Kernel.
-func (k *ksmbd) CompleteStatus(request uint64, status genl.Status) error {
-	return k.complete(genl.Complete{RequestID: request, Status: status})
+func (k *ksmbd) Complete(completions []Completion) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for len(completions) > 0 {
+		n := 0
+		for n < len(completions) && (n == 0 || len(k.out) < maxOut) {
+			c := &completions[n]
+			start := k.begin(genl.CmdComplete)
+			if k.out, c.Err = (genl.Complete{RequestID: c.Request, Status: c.Status, Records: c.Records}).Append(k.out); c.Err == nil {
+				genl.EndMessage(k.out, start)
+			} else {
+				k.out = k.out[:start]
+			}
+			c.seq = k.seq
+			n++
+		}
+		_, err := k.exchange(false)
+		for i := range completions[:n] {
+			c := &completions[i]
+			switch {
+			case c.Err != nil:
+			case err != nil:
+				c.Err = err
+			default:
+				if c.Err = k.errOf(c.seq); c.Err == nil && k.doubt {
+					c.Err = ErrDoubt
+				}
+			}
+		}
+		completions = completions[n:]
+	}
 }
 
 // Causes implements Kernel.
 func (k *ksmbd) Causes() (genl.Causes, error) {
-	msgs, err := k.execute(genl.CmdCauses, nil, withReply)
-	switch {
-	case err != nil:
-	case len(msgs) != 1:
-		err = fmt.Errorf("%d replies", len(msgs))
-	default:
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	genl.EndMessage(k.out, k.begin(genl.CmdCauses))
+	reply, err := k.exchange(true)
+	if err == nil {
 		var m genl.Causes
-		if m, err = genl.DecodeCauses(msgs[0].Data); err == nil {
+		if m, err = genl.DecodeCauses(reply); err == nil {
 			return m, nil
 		}
 	}
 	k.log.Debug("asking ksmbd for causes failed", "err", err)
 	return genl.Causes{}, err
-}
-
-func (k *ksmbd) complete(m genl.Complete) error {
-	data, err := m.Encode()
-	if err != nil {
-		return err
-	}
-	_, err = k.execute(genl.CmdComplete, data, withoutReply)
-	return err
 }

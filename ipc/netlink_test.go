@@ -4,9 +4,9 @@ package ipc
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -36,6 +36,8 @@ type netlinkWorld struct {
 	bells   []*fakeSocket
 	sockets int    // open ones
 	count   uint32 // of registrations
+	acked   []uint64
+	ended   []uint64 // requests that have
 	log     []string
 }
 
@@ -47,6 +49,9 @@ type fakeSocket struct {
 	groups []uint32
 	rings  chan error
 	closed chan struct{}
+
+	answers [][]byte // datagrams that wait to be received
+	errs    []error  // of Recv, before these
 }
 
 func (w *netlinkWorld) dial() (socket, error) {
@@ -138,61 +143,128 @@ func (s *fakeSocket) Close() error {
 }
 
 func (s *fakeSocket) Execute(m genetlink.Message, family uint16, flags netlink.HeaderFlags) ([]genetlink.Message, error) {
-	w := s.w
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	fail := func(errno unix.Errno) ([]genetlink.Message, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if flags != netlink.Request {
+		s.w.t.Errorf("command %d is sent with flags %v", m.Header.Command, flags)
+	}
+	reply, errno := s.do(m.Header.Command, family, m.Data)
+	if errno != 0 {
 		return nil, &netlink.OpError{Op: "receive", Err: errno, Message: "in words"}
 	}
-	replies := m.Header.Command == genl.CmdRegister || m.Header.Command == genl.CmdNext
-	if replies == (flags&netlink.Acknowledge != 0) || flags&netlink.Request == 0 {
-		w.t.Errorf("command %d is sent with flags %v", m.Header.Command, flags)
+	return []genetlink.Message{{Data: reply}}, nil
+}
+
+// Send does what the kernel does with a datagram.
+func (s *fakeSocket) Send(b []byte) error {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for len(b) > 0 {
+		m, rest, err := genl.NextMessage(b)
+		if err != nil {
+			s.w.t.Errorf("datagram: %v", err)
+			return nil
+		}
+		head := b[:unix.NLMSG_HDRLEN]
+		b = rest
+		family := binary.NativeEndian.Uint16(head[4:])
+		reply, errno := s.do(m.Cmd, family, m.Data)
+		switch {
+		case errno != 0:
+			answer := genl.AppendMessage(nil, unix.NLMSG_ERROR, 0, m.Seq)[:unix.NLMSG_HDRLEN]
+			answer = binary.NativeEndian.AppendUint32(answer, uint32(-int32(errno)))
+			answer = append(answer, head...)
+			genl.EndMessage(answer, 0)
+			s.answers = append(s.answers, answer)
+		case reply != nil:
+			answer := append(genl.AppendMessage(nil, family, m.Cmd, m.Seq), reply...)
+			genl.EndMessage(answer, 0)
+			s.answers = append(s.answers, answer)
+		}
 	}
+	return nil
+}
+
+func (s *fakeSocket) Recv(b []byte) (int, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	if len(s.errs) > 0 {
+		err := s.errs[0]
+		s.errs = s.errs[1:]
+		return 0, err
+	}
+	if len(s.answers) == 0 {
+		return 0, unix.EAGAIN
+	}
+	n := copy(b, s.answers[0])
+	s.answers = s.answers[1:]
+	return n, nil
+}
+
+// do handles a message. A reply is not nil.
+func (s *fakeSocket) do(cmd uint8, family uint16, data []byte) (reply []byte, errno unix.Errno) {
+	w := s.w
 	switch {
 	case family != w.family:
-		return fail(unix.ENOENT)
-	case m.Header.Command == genl.CmdRegister:
-		request, err := genl.DecodeRegister(m.Data)
+		return nil, unix.ENOENT
+	case cmd == genl.CmdRegister:
+		request, err := genl.DecodeRegister(data)
 		if err != nil || request.Version != genl.ProtocolVersion {
 			w.t.Errorf("register %+v, %v", request, err)
 		}
 		if w.errno != 0 {
-			return fail(w.errno)
+			return nil, w.errno
 		}
 		w.daemon = s
 		w.count++
 		w.log = append(w.log, fmt.Sprintf("register %d", family))
-		reply, err := genl.Register{Version: 1, MaxBufferLength: 1 << 20, AckTimeout: 2000, Release: "1.0", Registrations: w.count}.Encode()
-		return []genetlink.Message{{Data: reply}}, err
-	case w.daemon != s:
-		return fail(unix.EPERM)
-	case m.Header.Command == genl.CmdNext:
-		if len(w.items) == 0 {
-			return fail(unix.EAGAIN)
-		}
-		item := w.items[0]
-		w.items = w.items[1:]
-		return []genetlink.Message{{Data: item}}, nil
-	case m.Header.Command == genl.CmdComplete:
-		c, err := genl.DecodeComplete(m.Data)
+		reply, err = genl.Register{Version: genl.ProtocolVersion, MaxBufferLength: 1 << 20, AckTimeout: 2000, Release: "1.0", Registrations: w.count}.Encode()
 		if err != nil {
-			return fail(unix.EINVAL)
+			w.t.Error(err)
+		}
+		return reply, 0
+	case w.daemon != s:
+		return nil, unix.EPERM
+	case cmd == genl.CmdNext:
+		reply := []byte{}
+		for _, item := range w.items {
+			reply = binary.NativeEndian.AppendUint16(reply, uint16(4+len(item)))
+			reply = binary.NativeEndian.AppendUint16(reply, genl.AItemsItem|netlink.Nested)
+			reply = append(reply, item...)
+			for len(reply)%4 != 0 {
+				reply = append(reply, 0)
+			}
+		}
+		w.items = nil
+		return reply, 0
+	case cmd == genl.CmdCauses:
+		return []byte{}, 0
+	case cmd == genl.CmdComplete:
+		c, err := genl.DecodeComplete(data)
+		if err != nil {
+			return nil, unix.EINVAL
 		}
 		if c.Status != 0 {
 			w.log = append(w.log, fmt.Sprintf("%d: %v", c.RequestID, c.Status))
 		} else {
 			w.log = append(w.log, fmt.Sprintf("%d: %s", c.RequestID, recordString(c.Records)))
 		}
-		return nil, nil
-	case m.Header.Command == genl.CmdArmed:
-		a, err := genl.DecodeArmed(m.Data)
-		if err != nil {
-			return fail(unix.EINVAL)
+		if i := slices.Index(w.ended, c.RequestID); i >= 0 {
+			return nil, unix.ENOENT
 		}
-		w.log = append(w.log, fmt.Sprintf("armed %d: %s", a.WatchID, unix.ErrnoName(unix.Errno(a.Errno))))
-		return nil, nil
+		return nil, 0
+	case cmd == genl.CmdAck:
+		a, err := genl.DecodeAck(data)
+		if err != nil {
+			return nil, unix.EINVAL
+		}
+		w.acked = append(w.acked, a.ID)
+		if a.Errno != 0 {
+			w.log = append(w.log, fmt.Sprintf("ack %d: %s", a.ID, unix.ErrnoName(unix.Errno(a.Errno))))
+		}
+		return nil, 0
 	}
-	return fail(unix.EOPNOTSUPP)
+	return nil, unix.EOPNOTSUPP
 }
 
 func encoded(t *testing.T, item genl.Item) []byte {
@@ -209,7 +281,7 @@ func (w *netlinkWorld) running(once bool, change ...func(*Daemon)) (g *world, li
 	g = newWorld(w.t)
 	lines = new(strings.Builder)
 	log := slog.New(slog.NewTextHandler(lines, nil))
-	d := NewDaemon(log, fakeGroup{g})
+	d := NewDaemon(log, g.opens)
 	d.Once, d.dial = once, w.dial
 	d.Changed = func(s Status) {
 		w.mu.Lock()
@@ -258,6 +330,14 @@ func TestDaemon(t *testing.T) {
 	})
 }
 
+// fake changes the fake group of a daemon that is to run.
+func fake(fn func(*world)) func(*Daemon) {
+	return func(d *Daemon) {
+		g, _ := d.open(Superblock{})
+		fn(g.(fakeGroup).world)
+	}
+}
+
 // One daemon ends, the next one goes on, and the third cannot.
 func TestDaemonHandover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -273,8 +353,7 @@ func TestDaemonHandover(t *testing.T) {
 
 		inherits := func(d *Daemon) { d.Inherited = w.d.Left }
 		w.items = [][]byte{encoded(t, g.rescanItem(1)), encoded(t, requestItem(11, 1))}
-		meanwhile := func(d *Daemon) { d.group.(fakeGroup).happens(0, create, "meanwhile") }
-		g, lines, end := w.running(false, leaves, inherits, meanwhile)
+		g, lines, end := w.running(false, leaves, inherits, fake(func(g *world) { g.happens(0, create, "meanwhile") }))
 		synctest.Wait()
 		w.said("register 30", "serving true", "11: +meanwhile")
 		if !strings.Contains(lines.String(), "going on where the last daemon ended") {
@@ -282,7 +361,7 @@ func TestDaemonHandover(t *testing.T) {
 		}
 		w.end(end)
 
-		lacks := func(d *Daemon) { d.group.(fakeGroup).lacking = errOther }
+		lacks := fake(func(g *world) { g.lacking = errOther })
 		w.items = [][]byte{encoded(t, g.rescanItem(1))}
 		g, lines, end = w.running(false, lacks, inherits)
 		synctest.Wait()
@@ -424,10 +503,10 @@ func TestDaemonMalformedItem(t *testing.T) {
 		w.queue(nil)
 		w.queue(encoded(t, requestItem(1, 1)))
 		synctest.Wait()
-		w.said("register 30", "serving true", "armed 1: EPROTO")
+		w.said("register 30", "serving true", "ack 1: EPROTO")
 		w.end(end)
-		if n := strings.Count(lines.String(), "ignoring an item"); n != 3 {
-			t.Errorf("%d lines of 3: %s", n, lines)
+		if n := strings.Count(lines.String(), "malformed message"); n != 3 {
+			t.Errorf("%d items of 3: %s", n, lines)
 		}
 		if after := countFDs(t); after != before {
 			t.Errorf("%d file descriptors before, %d after", before, after)
@@ -435,20 +514,19 @@ func TestDaemonMalformedItem(t *testing.T) {
 	})
 }
 
-// nextErrors are told apart by errno, not by what they say of timeouts.
+// Errors of Next are told apart by errno, not by what they say of timeouts.
 func TestNextErrors(t *testing.T) {
 	for _, test := range []struct {
 		err  error
 		want error
 	}{
-		{&netlink.OpError{Op: "receive", Err: syscall.EAGAIN}, ErrAgain},
-		{&netlink.OpError{Op: "receive", Err: syscall.EINTR}, ErrRetry},
-		{&netlink.OpError{Op: "receive", Err: syscall.EMFILE}, ErrRetry},
-		{&netlink.OpError{Op: "receive", Err: syscall.ENOENT}, errLost},
-		{&netlink.OpError{Op: "receive", Err: syscall.EPERM}, errLost},
-		{&netlink.OpError{Op: "validate", Err: errOther}, errLost},
+		{unix.EINTR, ErrRetry},
+		{unix.EMFILE, ErrRetry},
+		{unix.ENOENT, errLost},
+		{unix.EPERM, errLost},
+		{errOther, errLost},
 	} {
-		k := &ksmbd{log: slog.New(slog.NewTextHandler(io.Discard, nil)), socket: failing{err: test.err}}
+		k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: failing{err: test.err}}
 		if _, err := k.Next(); !errors.Is(err, test.want) {
 			t.Errorf("%v becomes %v, want %v", test.err, err, test.want)
 		}
@@ -460,8 +538,50 @@ type failing struct {
 	err error
 }
 
-func (f failing) Execute(genetlink.Message, uint16, netlink.HeaderFlags) ([]genetlink.Message, error) {
-	return nil, f.err
+func (f failing) Send([]byte) error { return f.err }
+
+// Each of many completions in a datagram has an end of its own, and what goes with
+// them does not confuse it.
+func TestCompletions(t *testing.T) {
+	w := &netlinkWorld{t: t, family: 30, ended: []uint64{3, 5}}
+	s := &fakeSocket{w: w}
+	w.daemon = s
+	k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: s, family: genetlink.Family{ID: 30}, in: make([]byte, 4096)}
+	a := []genl.Record{{Action: genl.ActionAdded, Name: "a"}}
+	completions := func() []Completion {
+		return []Completion{
+			{Request: 1, Records: a}, {Request: 3, Records: a}, {Request: 4, Records: []genl.Record{{Action: genl.ActionAdded}}},
+			{Request: 5, Status: genl.StatusEnumDir}, {Request: 7, Records: a},
+		}
+	}
+	k.Ack(8, 0)
+	cs := completions()
+	k.Complete(cs)
+	w.said("1: +a", "3: +a", "5: ENUM_DIR", "7: +a")
+	for i, want := range []error{nil, ErrNoRequest, nil, ErrNoRequest, nil} {
+		if i != 2 && !errors.Is(cs[i].Err, want) || i == 2 && (cs[i].Err == nil || errors.Is(cs[i].Err, ErrNoRequest)) {
+			t.Errorf("%d: %v", cs[i].Request, cs[i].Err)
+		}
+	}
+	k.Ack(9, 0)
+	if _, err := k.Next(); err != nil {
+		t.Error(err)
+	}
+	k.Ack(10, 0)
+	k.Flush()
+	if want := []uint64{8, 9, 10}; !slices.Equal(w.acked, want) {
+		t.Errorf("acknowledged %v", w.acked)
+	}
+
+	// An answer was lost: nobody knows whose.
+	s.errs = []error{unix.ENOBUFS}
+	cs = completions()
+	k.Complete(cs)
+	for i, want := range []error{ErrDoubt, ErrNoRequest, nil, ErrNoRequest, ErrDoubt} {
+		if i != 2 && !errors.Is(cs[i].Err, want) {
+			t.Errorf("in doubt: %d: %v", cs[i].Request, cs[i].Err)
+		}
+	}
 }
 
 // The real thing: a socket that hears of families, and no family of ours
@@ -492,8 +612,9 @@ func TestRealNetlink(t *testing.T) {
 }
 
 // Messages of 4 MiB pass through the socket as sized after registration: to
-// the controller, which does not want them, and back with its error.
-func TestRealNetlinkLargeMessage(t *testing.T) {
+// the controller, which does not want them, and says so; and many in one go, each
+// of which has an answer.
+func TestRealNetlinkDatagrams(t *testing.T) {
 	s, err := dialSocket()
 	if err != nil {
 		t.Fatal(err)
@@ -502,24 +623,43 @@ func TestRealNetlinkLargeMessage(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("takes root to size the socket")
 	}
-	if err := errors.Join(s.SetReadBuffer(8<<20), s.SetWriteBuffer(8<<20)); err != nil {
+	if err := errors.Join(s.SetReadBuffer(1<<20), s.SetWriteBuffer(8<<20)); err != nil {
 		t.Fatal(err)
 	}
-	m := genl.Complete{RequestID: 1}
+	k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: s, family: genetlink.Family{ID: unix.GENL_ID_CTRL}, in: make([]byte, 4096)}
+	large := Completion{Request: 1}
 	for size := 0; size < 4<<20; size += genl.MaxName {
-		m.Records = append(m.Records, genl.Record{Action: genl.ActionAdded, Name: strings.Repeat("x", genl.MaxName)})
+		large.Records = append(large.Records, genl.Record{Action: genl.ActionAdded, Name: strings.Repeat("x", genl.MaxName)})
 	}
-	data, err := m.Encode()
-	if err != nil {
-		t.Fatal(err)
+	completions := []Completion{large}
+	for i := range 100 {
+		completions = append(completions, Completion{Request: uint64(i), Status: genl.StatusEnumDir})
 	}
-	_, err = s.Execute(genetlink.Message{Header: genetlink.Header{Command: 99}, Data: data}, unix.GENL_ID_CTRL, withoutReply)
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOBUFS) {
-		t.Errorf("error %v", err)
+	k.Complete(completions)
+	for i, c := range completions {
+		// The controller's command 5 dumps operations, and takes no such attributes.
+		if errno := unix.Errno(0); !errors.As(c.Err, &errno) {
+			t.Fatalf("completion %d: error %v", i, c.Err)
+		}
 	}
-	t.Logf("error as expected: %.200v", err)
+	t.Logf("errors as expected: %.200v", completions[1].Err)
 	// The socket is in step after it.
 	if _, err := s.GetFamily("nlctrl"); err != nil {
 		t.Error(err)
+	}
+}
+
+// One that asks ksmbd costs no memory. How long it takes is for make bench.
+func BenchmarkExchange(b *testing.B) {
+	s, err := dialSocket()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: s, family: genetlink.Family{ID: unix.GENL_ID_CTRL}, in: make([]byte, 4096)}
+	b.ReportAllocs()
+	for b.Loop() {
+		k.Ack(1, 0)
+		k.Flush()
 	}
 }

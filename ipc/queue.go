@@ -3,24 +3,89 @@
 package ipc
 
 import (
+	"sync"
 	"time"
 
 	"ksmbd-notifyd/genl"
 )
 
-// budget bounds what all queues hold together, in bytes as a queue counts them.
+// budget bounds what all queues hold together, in bytes as a queue counts them. A
+// client may have no more than what is left by all: however much some want, there
+// is room for one more.
 type budget struct {
+	mu          sync.Mutex
 	used, limit int
+	clients     map[uint64]*account
+}
+
+// account is what the queues of a client's watches hold.
+type account struct {
+	*budget
+	client  uint64
+	watches int
+	used    int
+}
+
+// of returns the account of who a watch is for, until leave.
+func (b *budget) of(item genl.Item) *account {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.clients[item.Client]
+	if a == nil {
+		if b.clients == nil {
+			b.clients = make(map[uint64]*account)
+		}
+		a = &account{budget: b, client: item.Client}
+		b.clients[item.Client] = a
+	}
+	a.watches++
+	return a
+}
+
+// leave says that a watch has ended.
+func (a *account) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.watches--; a.watches == 0 {
+		delete(a.clients, a.client)
+	}
+}
+
+// take charges bytes, or returns false if they are too many.
+func (a *account) take(n int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.used+n > a.limit-a.budget.used {
+		return false
+	}
+	a.used += n
+	a.budget.used += n
+	return true
+}
+
+func (a *account) give(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.used -= n
+	a.budget.used -= n
+}
+
+// total returns what all hold.
+func (b *budget) total() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used
 }
 
 // queue holds the change records of one watch that no response carried yet.
 type queue struct {
 	records []genl.Record
 	size    int       // bytes that the records take in a client's buffer
+	charged int       // how many of these
 	limit   int       // bytes, the largest buffer that a client will ever give
 	lost    bool      // records were lost and the client has not been told
 	since   time.Time // when the first of what waits was there to be read
-	budget  *budget
+	budget  *account
 }
 
 // Why a queue overflows.
@@ -34,36 +99,84 @@ const (
 	turnedOff = "change notify was turned off"
 )
 
-// push queues records that belong together, after merging the first with an
-// equal neighbour. What does not fit makes the queue overflow; why is told.
-func (q *queue) push(records []genl.Record) (why string) {
-	if q.lost || len(records) == 0 {
+// event has the records of one change, which belong together, with what there is to
+// know of them: many queues take the same.
+type event struct {
+	records []genl.Record
+	first   int  // bytes that the first takes in a client's buffer
+	others  int  // those of the others, which come after it, with what pads the first
+	valid   bool // each name is one that a record can carry
+}
+
+func newEvent(records []genl.Record) event {
+	e := event{records: records, valid: true}
+	for i, r := range records {
+		size := recordSize(r.Name)
+		if e.valid = e.valid && genl.ValidName(r.Name); i == 0 {
+			e.first = size
+		} else {
+			e.others = align4(e.first+e.others) + size - e.first
+		}
+	}
+	return e
+}
+
+// push queues the records of an event, after merging the first with an equal
+// neighbour. What does not fit makes the queue overflow; why is told. What leaves it
+// again at once need not be charged.
+func (q *queue) push(e event, charge bool) (why string) {
+	if q.lost || len(e.records) == 0 {
 		return ""
 	}
+	records, size := e.records, align4(q.size)+e.first+e.others
 	if n := len(q.records); n > 0 && q.records[n-1] == records[0] {
 		records = records[1:]
-	}
-	size, valid := q.size, true
-	for _, r := range records {
-		size = align4(size) + recordSize(r.Name)
-		valid = valid && genl.ValidName(r.Name)
+		size = q.size + e.others
 	}
 	switch {
-	case !valid:
+	case !e.valid:
 		why = nameless
-	case q.budget.used+size-q.size > q.budget.limit:
-		why = tooMany
 	case size > q.limit:
 		why = tooLong
+	case charge && !q.budget.take(size-q.size):
+		why = tooMany
+	case charge:
+		q.charged += size - q.size
 	}
 	if why != "" {
 		q.overflow()
 		return why
 	}
-	q.budget.used += size - q.size
 	q.size = size
 	q.records = append(q.records, records...)
 	return ""
+}
+
+// shift takes the first record from the queue, with the one that goes with it.
+func (q *queue) shift() []genl.Record {
+	n, since := 1, q.since
+	if len(q.records) > 1 && q.records[1].Action == genl.ActionRenamedNewName {
+		n = 2
+	}
+	first, rest := q.records[:n:n], q.records[n:]
+	q.clear()
+	if len(rest) > 0 {
+		q.push(newEvent(rest), true)
+		q.since = since
+	}
+	return first
+}
+
+// unpush puts back records that were told of, and nobody has heard of.
+func (q *queue) unpush(records []genl.Record, since time.Time) {
+	if q.lost || len(records) == 0 {
+		return
+	}
+	after := q.records
+	q.clear()
+	q.push(newEvent(records), true)
+	q.push(newEvent(after), true)
+	q.since = since
 }
 
 // overflow gives up all records; the client is to list the directory anew.
@@ -74,8 +187,10 @@ func (q *queue) overflow() {
 
 // clear empties the queue, after the client was told of it or will not be.
 func (q *queue) clear() {
-	q.budget.used -= q.size
-	q.records, q.size, q.lost = nil, 0, false
+	if q.charged > 0 {
+		q.budget.give(q.charged)
+	}
+	q.records, q.size, q.charged, q.lost = nil, 0, 0, false
 }
 
 // waiting reports whether there is something to tell the client.

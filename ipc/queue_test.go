@@ -44,8 +44,8 @@ func TestRecordSize(t *testing.T) {
 // What the queue counts is what FILE_NOTIFY_INFORMATION takes: every entry but
 // the last is padded to 4 bytes.
 func TestQueueSize(t *testing.T) {
-	b := budget{limit: 1000}
-	q := queue{limit: 1000, budget: &b}
+	b := budget{limit: 2 * 1000}
+	q := queue{limit: 1000, budget: b.of(genl.Item{})}
 	for _, step := range []struct {
 		records []genl.Record
 		size    int
@@ -58,18 +58,18 @@ func TestQueueSize(t *testing.T) {
 		{added("e", "f"), 32 + 16 + 16 + 14}, // the first merged
 		{nil, 78},
 	} {
-		q.push(step.records)
-		if q.size != step.size || b.used != step.size || q.lost {
-			t.Fatalf("after %v: %d bytes, %d in all, lost %v; want %d", step.records, q.size, b.used, q.lost, step.size)
+		q.push(newEvent(step.records), true)
+		if q.size != step.size || b.total() != step.size || q.lost {
+			t.Fatalf("after %v: %d bytes, %d in all, lost %v; want %d", step.records, q.size, b.total(), q.lost, step.size)
 		}
 	}
 	if !q.fits(78) || q.fits(77) {
 		t.Error("78 bytes do not fit exactly")
 	}
 	q.overflow()
-	q.push(added("x"))
-	if b.used != 0 || !q.waiting() || q.fits(1000) || q.records != nil {
-		t.Errorf("after overflow: %+v, %d bytes in all", q, b.used)
+	q.push(newEvent(added("x")), true)
+	if b.total() != 0 || !q.waiting() || q.fits(1000) || q.records != nil {
+		t.Errorf("after overflow: %+v, %d bytes in all", q, b.total())
 	}
 	q.clear()
 	if q.waiting() {
@@ -79,34 +79,50 @@ func TestQueueSize(t *testing.T) {
 
 // A pair is queued whole or not at all.
 func TestPairIsAtomic(t *testing.T) {
-	b := budget{limit: 1000}
+	b := budget{limit: 2 * 1000}
 	for limit := range 64 {
-		q := queue{limit: limit, budget: &b}
-		q.push(added("a"))
-		q.push([]genl.Record{{Action: genl.ActionRenamedOldName, Name: "b"}, {Action: genl.ActionRenamedNewName, Name: "c"}})
+		q := queue{limit: limit, budget: b.of(genl.Item{})}
+		q.push(newEvent(added("a")), true)
+		q.push(newEvent([]genl.Record{{Action: genl.ActionRenamedOldName, Name: "b"}, {Action: genl.ActionRenamedNewName, Name: "c"}}), true)
 		whole := limit >= 46
 		if whole != (len(q.records) == 3) || whole == q.lost {
 			t.Errorf("limit %d: %+v", limit, q)
 		}
 		q.clear()
 	}
-	if b.used != 0 {
-		t.Errorf("%d bytes in all", b.used)
+	if b.total() != 0 {
+		t.Errorf("%d bytes in all", b.total())
 	}
 }
 
 func TestBudgetIsTold(t *testing.T) {
-	b := budget{limit: 20}
-	q, r := queue{limit: 1000, budget: &b}, queue{limit: 10, budget: &b}
-	if q.push(added("a")) != "" || q.lost {
+	b := budget{limit: 40}
+	a := b.of(genl.Item{})
+	q, r, small := queue{limit: 1000, budget: a}, queue{limit: 1000, budget: a}, queue{limit: 10, budget: a}
+	if q.push(newEvent(added("a")), true) != "" || q.lost {
 		t.Error("the first record is too much")
 	}
-	if r.push(added("b")) != tooMany || !r.lost {
+	if r.push(newEvent(added("b")), true) != tooMany || !r.lost {
 		t.Error("the second record is not too much")
 	}
 	q.clear()
 	r.clear()
-	if r.push(added("b")) != tooLong || !r.lost {
+	if small.push(newEvent(added("b")), true) != tooLong || !small.lost {
 		t.Error("a record beyond the queue's own limit is not told apart")
+	}
+}
+
+// What ksmbd did not take comes before what has come since.
+func TestUnpush(t *testing.T) {
+	b := budget{limit: 1000}
+	q := queue{limit: 46, budget: b.of(genl.Item{})}
+	q.push(newEvent(added("c")), true)
+	q.unpush(added("a", "b"), q.since)
+	if got := recordString(q.records); got != "+a +b +c" || b.total() != 46 {
+		t.Errorf("%s, %d bytes", got, b.total())
+	}
+	q.unpush(added("z"), q.since)
+	if !q.lost || b.total() != 0 {
+		t.Errorf("more than fits: %+v", q)
 	}
 }

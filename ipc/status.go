@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"ksmbd-notifyd/genl"
@@ -61,6 +62,7 @@ const (
 	Overflow      = "overflow"       // a watch lost records
 	QueueOverflow = "queue-overflow" // the fanotify queue did
 	Refusal       = "refused"        // a watch was not armed
+	Stuck         = "stuck"          // a filesystem did not answer
 )
 
 // An Incident is what an administrator may want to know of afterwards. The same
@@ -115,7 +117,14 @@ type Filesystem struct {
 	Device    string `json:"device"` // major:minor
 	Strategy  string `json:"strategy"`
 	Watches   int    `json:"watches"`
-	MountOnly bool   `json:"mount_only"` // what changes otherwise than through this mount is not told, see MountOnly
+	MountOnly bool   `json:"mount_only"`      // what changes otherwise than through this mount is not told, see MountOnly
+	Stuck     *Doing `json:"stuck,omitempty"` // what it does not answer, see worker
+}
+
+// Doing is what a filesystem has been asked for, since when.
+type Doing struct {
+	Since time.Time `json:"since"`
+	What  string    `json:"what"`
 }
 
 // WatchStatus is a watch as it is now.
@@ -165,20 +174,40 @@ func (d *Daemon) Status(ctx context.Context, watches bool) (s Status, err error)
 // status says what d does, in the goroutine that serves.
 func (d *Daemon) status(watches bool) Status {
 	s := d.state
+	d.control.mu.Lock()
 	s.Policy = d.control.policy
+	d.control.mu.Unlock()
+	d.stats.mu.Lock()
 	s.Total, s.LastOverflow, s.Incidents, s.Shares = d.stats.total, d.stats.loss, slices.Clone(d.stats.incidents), d.stats.list()
-	if l := d.loop; l != nil {
-		s.Open = Open{Watches: len(l.watches), Trees: l.trees, Requests: len(l.waiting), QueuedBytes: l.budget.used}
-		if watches {
-			s.Watches = l.watchStatus()
-			s.Filesystems = filesystems(s.Watches)
+	d.stats.mu.Unlock()
+	if d.loop == nil {
+		return s
+	}
+	s.Open.QueuedBytes = d.loop.budget.total()
+	d.loop.each(func(l *worker) {
+		if doing := l.doing(); doing != nil {
+			s.Filesystems = append(s.Filesystems, Filesystem{Type: l.filesystem.Type, Device: l.filesystem.Device,
+				MountOnly: MountOnly(l.filesystem.Type), Stuck: doing})
 		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		s.Open.Watches += len(l.watches)
+		s.Open.Trees += l.trees
+		s.Open.Requests += len(l.waiting)
+		if watches {
+			s.Watches = append(s.Watches, l.watchStatus()...)
+		}
+	})
+	if watches {
+		slices.SortFunc(s.Watches, func(a, b WatchStatus) int { return cmp.Compare(a.ID, b.ID) })
+		s.Filesystems = filesystems(s.Filesystems, s.Watches)
 	}
 	return s
 }
 
 // stats outlive a loop.
 type stats struct {
+	mu        sync.Mutex
 	total     Total
 	loss      *Loss // the last one; not changed once it is here
 	incidents []Incident
@@ -196,6 +225,37 @@ func newStats() *stats { return &stats{shares: make(map[string]*ShareStatus)} }
 
 // note takes down an incident of now.
 func (s *stats) note(i Incident) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(i)
+}
+
+// count has fn change the numbers.
+func (s *stats) count(fn func(*Total)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fn(&s.total)
+}
+
+// overflowed takes down that fanotify queues have overflowed.
+func (s *stats) overflowed(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total.QueueOverflows += n
+	s.add(Incident{Kind: QueueOverflow, Reason: "more changed at once than fs.fanotify.max_queued_events"})
+}
+
+// lost takes down that a watch has lost records.
+func (s *stats) lost(about WatchStatus, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total.Overflows++
+	s.loss = &Loss{time.Now(), about.Directory, why}
+	s.of(about.Share).Overflows++
+	s.add(Incident{Kind: Overflow, Directory: about.Directory, User: about.User, Share: about.Share, Reason: why})
+}
+
+func (s *stats) add(i Incident) {
 	i.First, i.Last, i.Count = time.Now(), time.Now(), 1
 	if n := len(s.incidents); n > 0 {
 		last := s.incidents[n-1]
@@ -229,42 +289,55 @@ func (s *stats) list() (list []ShareStatus) {
 	return list
 }
 
-// count takes down that what waited for w's client was told, or a status.
-func (s *stats) count(w *watch, status genl.Status) {
-	share := s.of(w.about.Share)
+// told takes down how a request of a share's client ended; the oldest of its
+// records was there to be read since then.
+func (s *stats) told(share string, c *Completion, since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := s.of(share)
 	s.total.Responses++
-	share.Responses++
-	switch status {
+	of.Responses++
+	switch c.Status {
 	case genl.StatusEnumDir:
 		s.total.EnumDirs++
-		share.EnumDirs++
+		of.EnumDirs++
 	case genl.StatusDeletePending:
 		s.total.DeletePendings++
 	default:
-		s.total.Records += uint64(len(w.queue.records))
-		share.Records += uint64(len(w.queue.records))
-		share.Latency.observe(time.Since(w.queue.since))
+		s.total.Records += uint64(len(c.Records))
+		of.Records += uint64(len(c.Records))
+		of.Latency.observe(time.Since(since))
 	}
 }
 
-func (l *loop) watchStatus() []WatchStatus {
+// watchStatus lists the watches, in no order.
+func (l *worker) watchStatus() []WatchStatus {
 	list := make([]WatchStatus, 0, len(l.watches))
 	for _, w := range l.watches {
 		s := w.about
+		s.Filter = w.filter.String()
 		s.Pending, s.Queued, s.QueuedBytes, s.Overflowed = len(w.pending), len(w.queue.records), w.queue.size, w.queue.lost
 		list = append(list, s)
 	}
-	slices.SortFunc(list, func(a, b WatchStatus) int { return cmp.Compare(a.ID, b.ID) })
 	return list
 }
 
-// filesystems sums watches up, the filesystem with the most first.
-func filesystems(watches []WatchStatus) []Filesystem {
+// filesystems sums watches up, the filesystem with the most first, and adds those
+// that are stuck.
+func filesystems(stuck []Filesystem, watches []WatchStatus) []Filesystem {
 	count := make(map[Filesystem]int)
 	for _, w := range watches {
-		count[Filesystem{Type: w.Filesystem, Device: w.Device, Strategy: w.Strategy, MountOnly: MountOnly(w.Filesystem)}]++
+		fs := Filesystem{Type: w.Filesystem, Device: w.Device, Strategy: w.Strategy, MountOnly: MountOnly(w.Filesystem)}
+		for i := range stuck {
+			if stuck[i].Type == w.Filesystem && stuck[i].Device == w.Device {
+				fs.Stuck = stuck[i].Stuck
+			}
+		}
+		count[fs]++
 	}
-	var list []Filesystem
+	list := slices.DeleteFunc(slices.Clone(stuck), func(fs Filesystem) bool {
+		return slices.ContainsFunc(watches, func(w WatchStatus) bool { return w.Filesystem == fs.Type && w.Device == fs.Device })
+	})
 	for fs, n := range count {
 		fs.Watches = n
 		list = append(list, fs)
@@ -272,5 +345,8 @@ func filesystems(watches []WatchStatus) []Filesystem {
 	slices.SortFunc(list, func(a, b Filesystem) int {
 		return cmp.Or(cmp.Compare(b.Watches, a.Watches), cmp.Compare(a.Device, b.Device), cmp.Compare(a.Strategy, b.Strategy))
 	})
+	if len(list) == 0 {
+		return nil
+	}
 	return list
 }

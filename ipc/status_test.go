@@ -3,8 +3,6 @@
 package ipc
 
 import (
-	"context"
-	"errors"
 	"os"
 	"reflect"
 	"strings"
@@ -52,7 +50,7 @@ func TestStatus(t *testing.T) {
 		synctest.Wait()
 		s := w.status()
 		loaded := waited.Add(time.Minute)
-		fs, device := FilesystemOf(mustOpen(t, "/"))
+		fs, device := "ext4", "8:1"
 		want := Status{
 			Serving: true, Since: loaded, Module: "1.0",
 			Open:   Open{Watches: 2, Trees: 1, Requests: 1, QueuedBytes: 30},
@@ -135,7 +133,7 @@ func TestStatusOfRefusedWatch(t *testing.T) {
 			s.Incidents[0].Kind != Refusal || s.Incidents[0].Reason != "invalid cross-device link" {
 			t.Errorf("status %+v", s)
 		}
-		fs, _ := FilesystemOf(mustOpen(t, "/"))
+		fs := "ext4"
 		w.end(end)
 		if !strings.Contains(lines.String(), "refused: see ksmbd-notifyd check\" path=/ filesystem="+fs+" tree=false err=\"invalid cross-device link\"") {
 			t.Errorf("log %s", lines)
@@ -143,24 +141,93 @@ func TestStatusOfRefusedWatch(t *testing.T) {
 	})
 }
 
-// A loop that is stuck gives no answer, and nobody waits for it without end.
-func TestStatusOfStuckLoop(t *testing.T) {
+// A filesystem that does not answer holds up its own watches and nobody else's, nor
+// the end of the daemon. When it answers, nothing that happened in it is missing.
+func TestStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &netlinkWorld{t: t, family: 30}
-		g, _, end := w.running(false)
+		hung := newWorld(t)
+		g, lines, end := w.running(false, func(d *Daemon) {
+			open := d.open
+			d.open = func(fs Superblock) (Group, error) {
+				if fs.Type == "fuse.test" {
+					return hung.opens(fs)
+				}
+				return open(fs)
+			}
+		})
+		fuse := hung.watchItem(2)
+		fuse.Filesystem, fuse.Device = "fuse.test", 0x40
+		for _, i := range []genl.Item{g.watchItem(1), requestItem(11, 1), fuse, requestItem(12, 2)} {
+			w.queue(encoded(t, i))
+		}
 		synctest.Wait()
+		w.said("register 30", "serving true")
 		stuck := make(chan struct{})
-		g.queue = append(g.queue, func() { <-stuck })
+		hung.queue = append(hung.queue, func() { <-stuck })
+		hung.happens(0, create, "meanwhile")
+		hung.wake <- struct{}{}
+		synctest.Wait()
+		since := time.Now()
+		time.Sleep(time.Hour)
+		g.happens(0, create, "a")
 		g.wake <- struct{}{}
 		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if s, err := w.d.Status(ctx, false); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %+v, %v", s, err)
+		w.said("11: +a")
+		s := w.status()
+		if len(s.Filesystems) != 2 || s.Filesystems[0].Stuck != nil && s.Filesystems[1].Stuck != nil {
+			t.Fatalf("filesystems %+v", s.Filesystems)
 		}
+		for _, fs := range s.Filesystems {
+			if fs.Type == "fuse.test" && (fs.Stuck == nil || !fs.Stuck.Since.Equal(since) || fs.Stuck.What != readingChanges) {
+				t.Errorf("stuck: %+v", fs)
+			}
+		}
+		if n := len(s.Incidents); n != 1 || s.Incidents[0].Kind != Stuck {
+			t.Errorf("incidents %+v", s.Incidents)
+		}
+
+		// Requests come and go; nobody keeps a heap of them.
+		w.acked = nil
+		for i := range 10 * maxInbox {
+			w.items = append(w.items, encoded(t, requestItem(uint64(1000+i), 2)),
+				encoded(t, genl.Item{Type: genl.ItemTypeCancel, WatchID: 2, RequestID: uint64(1000 + i), FD: -1}))
+			if i%100 == 0 {
+				w.queue(encoded(t, requestItem(uint64(100000+i), 1)))
+				synctest.Wait()
+			}
+		}
+		for fs, l := range w.d.loop.workers {
+			if n := len(l.inbox); n > maxInbox+100 {
+				t.Errorf("%v: %d in the inbox", fs, n)
+			}
+		}
+		if len(w.acked) < 100 {
+			t.Errorf("%d were acknowledged", len(w.acked))
+		}
+
 		close(stuck)
 		synctest.Wait()
-		w.status()
+		w.said("12: +meanwhile")
+		for _, said := range []string{"a filesystem does not answer", "filesystem=fuse.test device=0:64", "answers again"} {
+			if !strings.Contains(lines.String(), said) {
+				t.Errorf("%q is not in the log: %s", said, lines)
+			}
+		}
+
+		again := make(chan struct{})
+		hung.queue = append(hung.queue, func() { <-again })
+		hung.wake <- struct{}{}
+		synctest.Wait()
+		before := time.Now()
 		w.end(end)
+		if took := time.Since(before); took > endWithin {
+			t.Errorf("the end took %v", took)
+		}
+		close(again)
+		synctest.Wait()
+		if !hung.watch[0].closed {
+			t.Error("what hung has not ended")
+		}
 	})
 }

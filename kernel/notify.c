@@ -11,7 +11,8 @@
 DEFINE_SPINLOCK(notify_lock);
 LIST_HEAD(notify_watches);
 LIST_HEAD(notify_items);
-LIST_HEAD(notify_ended);
+LIST_HEAD(notify_ends);
+DEFINE_HASHTABLE(notify_flight, 10);
 LIST_HEAD(notify_waiting);
 DEFINE_HASHTABLE(notify_requests, 10);
 u64 notify_last_id;
@@ -51,21 +52,19 @@ static DECLARE_DELAYED_WORK(notify_bell, notify_bell_work);
 
 void notify_item_queue(struct notify_item *item, u32 type)
 {
-	struct list_head *queue = notify_queue(type);
+	bool ends = type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL ||
+		    type == KSMBD_NOTIFY_ITEM_TYPE_UNWATCH;
 
 	lockdep_assert_held(&notify_lock);
 
-	if (!list_empty(&item->entry)) {
-		if (notify_queue(item->type) != queue)
-			list_move_tail(&item->entry, queue);
-		item->type = type;
-		return;
-	}
-	item->type = type;
-	if (list_empty(&notify_items) && list_empty(&notify_ended))
+	if (list_empty(&notify_items) && list_empty(&notify_ends))
 		queue_delayed_work(notify_wq, &notify_bell, 0);
-	refcount_inc(&item->refs);
-	list_add_tail(&item->entry, queue);
+	if (list_empty(&item->entry))
+		refcount_inc(&item->refs);
+	else if (item->type == type)
+		return;
+	item->type = type;
+	list_move_tail(&item->entry, ends ? &notify_ends : &notify_items);
 }
 
 void notify_item_unqueue(struct notify_item *item)
@@ -78,12 +77,24 @@ void notify_item_unqueue(struct notify_item *item)
 	notify_item_put(item);
 }
 
+/* Nobody waits any more for @item to be acknowledged, if somebody did. */
+void notify_item_land(struct notify_item *item)
+{
+	lockdep_assert_held(&notify_lock);
+
+	if (!hash_hashed(&item->flight))
+		return;
+	hash_del(&item->flight);
+	notify_item_put(item);
+}
+
 void notify_request_set_handled(struct ksmbd_notify_request *req)
 {
 	lockdep_assert_held(&notify_lock);
 
 	req->handled = true;
 	list_del_init(&req->waiting);
+	notify_item_land(&req->item);
 }
 
 /*
@@ -101,12 +112,9 @@ void notify_request_promise(struct ksmbd_notify_request *req)
 	notify_request_set_handled(req);
 	if (watch->fp) {
 		watch->promised = true;
-		if (!watch->armed) {
+		/* If the daemon has it, it learns that by another item. */
+		if (!watch->armed)
 			watch->rescan = true;
-			if (watch->known)
-				notify_item_queue(&watch->item,
-						  KSMBD_NOTIFY_ITEM_TYPE_WATCH);
-		}
 	}
 	notify_request_send(req);
 }
@@ -186,6 +194,7 @@ void notify_watch_close(struct notify_watch *watch, __le32 status,
 		notify_item_queue(&watch->item, KSMBD_NOTIFY_ITEM_TYPE_UNWATCH);
 	else
 		notify_item_unqueue(&watch->item);
+	notify_item_land(&watch->item);
 	fput(watch->dir);
 	notify_item_put(&watch->item);
 }

@@ -19,12 +19,13 @@
 
 struct dentry;
 struct file;
-struct file_handle;
 struct iattr;
+struct notify_told;
 struct smb2_hdr;
 struct ksmbd_conn;
 struct ksmbd_file;
 struct ksmbd_inode;
+struct ksmbd_notify_next;
 struct ksmbd_notify_request;
 struct ksmbd_session;
 struct ksmbd_work;
@@ -34,6 +35,7 @@ struct ksmbd_work;
 
 /**
  * struct ksmbd_notify_conn - what a connection owes its client
+ * @id:		of no other connection
  * @send:	requests of which something is to be sent, in order
  * @work:	sends them; the only place that begins to write notify responses
  * @out:	the request of which it is sending something
@@ -51,6 +53,7 @@ struct ksmbd_work;
  * @async_id:	the last one given
  */
 struct ksmbd_notify_conn {
+	u64			id;
 	struct list_head	send;
 	struct delayed_work	work;
 	struct ksmbd_notify_request *out;
@@ -104,46 +107,17 @@ void ksmbd_notify_session_expired(struct ksmbd_session *sess);
 void ksmbd_notify_flush(struct ksmbd_conn *conn);
 int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags);
 
-/**
- * struct ksmbd_notify_next - an item on its way to the daemon
- * @type:		enum ksmbd_notify_item_type
- * @watch:		watch id
- * @request:		request id
- * @dir:		the watched directory, a reference, with a watch item
- * @filter:		completion filter, with a watch item
- * @length:		buffer length in bytes, with a watch or request item
- * @tree:		whether it is a watch tree, with a watch item
- * @rescan:		whether changes may have been missed, with a watch item
- * @user:		who watches, with a watch item
- * @share:		the share that the directory is in, with a watch item
- */
-struct ksmbd_notify_next {
-	u32			type;
-	u64			watch;
-	u64			request;
-	struct file		*dir;
-	u32			filter;
-	u32			length;
-	bool			tree;
-	bool			rescan;
-	char			user[KSMBD_REQ_MAX_ACCOUNT_NAME_SZ];
-	char			share[KSMBD_REQ_MAX_SHARE_NAME];
-};
-
 /* For notify_netlink.c; daemon is the port id of the calling socket */
 int ksmbd_notify_register(u32 daemon, u32 *registrations);
 void ksmbd_notify_unregister(u32 daemon);
-int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next);
-void ksmbd_notify_unpop(u32 daemon);
-int ksmbd_notify_armed(u32 daemon, u64 watch, int err);
-struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 request,
-						size_t size);
-void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
-		      const char *name, int len, const struct file_handle *fh);
-int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status);
+int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max);
+void ksmbd_notify_unnext(u32 daemon, struct ksmbd_notify_next *from, int n);
+int ksmbd_notify_ack(u32 daemon, u64 id, int err);
+int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told);
 
 bool ksmbd_notify_watching(void);
 bool ksmbd_notify_registered(u32 daemon);
+bool ksmbd_notify_idle(u32 daemon);
 
 /* notify_cause.c */
 void ksmbd_notify_begin(struct ksmbd_notify_cause *cause,

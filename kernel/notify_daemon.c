@@ -3,24 +3,14 @@
  * What the daemon asks: items, and the completion of requests.
  */
 
-#include <linux/cred.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 
 #include "notify_impl.h"
-#include "smb2pdu.h"
 
 static u32 notify_registrations;		/* of all daemons so far */
-/* What the daemon was handed last. */
-static struct notify_item *notify_inflight;	/* a reference */
-static u32 notify_inflight_type;
-/* Items in a row before which others waited. */
-static unsigned int notify_passed;
-
-/* What has ended waits for what clients wait for, if not for ever. */
-#define NOTIFY_MAX_PASSED	8
 
 /* Of change records that wait to be sent: on a connection, and in all. */
 #define NOTIFY_MAX_CONN_BYTES	(2 * SMB3_MAX_IOSIZE)
@@ -34,7 +24,7 @@ static void notify_offer_all(void)
 	list_for_each_entry(watch, &notify_watches, entry) {
 		notify_item_queue(&watch->item, KSMBD_NOTIFY_ITEM_TYPE_WATCH);
 		list_for_each_entry(req, &watch->requests, entry)
-			if (req->offered)
+			if (req->offered && !req->taken)
 				notify_item_queue(&req->item,
 						  KSMBD_NOTIFY_ITEM_TYPE_REQUEST);
 	}
@@ -72,17 +62,19 @@ void ksmbd_notify_unregister(u32 daemon)
 {
 	struct ksmbd_notify_request *req, *tmp;
 	struct notify_item *item, *next;
+	struct hlist_node *following;
 	struct notify_watch *watch;
+	int bucket;
 
 	spin_lock(&notify_lock);
 	if (notify_daemon != daemon)
 		goto out;
 	notify_daemon = 0;
-	if (notify_inflight)
-		notify_item_put(notify_inflight);
-	notify_inflight = NULL;
-	list_splice_init(&notify_ended, &notify_items);
+	hash_for_each_safe(notify_flight, bucket, following, item, flight)
+		notify_item_land(item);
 	list_for_each_entry_safe(item, next, &notify_items, entry)
+		notify_item_unqueue(item);
+	list_for_each_entry_safe(item, next, &notify_ends, entry)
 		notify_item_unqueue(item);
 
 	list_for_each_entry(watch, &notify_watches, entry) {
@@ -98,113 +90,86 @@ out:
 	spin_unlock(&notify_lock);
 }
 
-/* The daemon has handled what it was handed last. */
-static void notify_ack(void)
+/* Takes the item that is to go next from its queue. */
+static struct notify_item *notify_item_pop(bool end)
 {
-	struct notify_item *item = notify_inflight;
+	struct list_head *queue = end ? &notify_ends : &notify_items;
+	struct notify_item *item;
 
-	lockdep_assert_held(&notify_lock);
-
-	if (!item)
-		return;
-	notify_inflight = NULL;
-	notify_progress = jiffies;
-	switch (notify_inflight_type) {
-	case KSMBD_NOTIFY_ITEM_TYPE_WATCH:
-		item_watch(item)->armed = true;
-		break;
-	case KSMBD_NOTIFY_ITEM_TYPE_REQUEST:
-		notify_request_promise(item_request(item));
-		break;
-	}
-	notify_item_put(item);
-}
-
-static struct notify_item *notify_first(void)
-{
-	struct list_head *queue = &notify_items;
-
-	lockdep_assert_held(&notify_lock);
-
-	if (list_empty(queue) ||
-	    (!list_empty(&notify_ended) && notify_passed == NOTIFY_MAX_PASSED)) {
-		queue = &notify_ended;
-		notify_passed = 0;
-	} else if (!list_empty(&notify_ended)) {
-		notify_passed++;
-	}
-	return list_first_entry_or_null(queue, struct notify_item, entry);
+	if (list_empty(queue))
+		queue = end ? &notify_items : &notify_ends;
+	item = list_first_entry_or_null(queue, struct notify_item, entry);
+	if (item)
+		list_del_init(&item->entry);
+	return item;
 }
 
 /**
- * ksmbd_notify_next() - hand out an item, acknowledging the last
+ * ksmbd_notify_next() - hand out items
  * @daemon:	port id of the calling socket
- * @next:	what is handed out; the caller puts @next->dir
+ * @to:		where to; the caller puts what it refers to
+ * @max:	how many at most
  *
- * Return:	0, -EPERM if @daemon is not registered, -EAGAIN for no item
+ * What clients wait for goes first, but not all the time.
+ *
+ * Return:	how many, or -EPERM if @daemon is not registered
  */
-int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *next)
+int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max)
 {
 	struct ksmbd_notify_request *req;
 	struct notify_watch *watch;
 	struct notify_item *item;
-	int err = 0;
+	int n = -EPERM;
 
-	memset(next, 0, sizeof(*next));
 	spin_lock(&notify_lock);
-	if (daemon != notify_daemon) {
-		err = -EPERM;
+	if (daemon != notify_daemon)
 		goto out;
-	}
-	notify_ack();
-again:
-	item = notify_first();
-	if (!item) {
-		err = -EAGAIN;
-		goto out;
-	}
-	/* Cancelled before the daemon knew, and its watch has ended since. */
-	if (item->type == KSMBD_NOTIFY_ITEM_TYPE_REQUEST &&
-	    !item_request(item)->watch->fp) {
-		notify_request_promise(item_request(item));
-		notify_item_unqueue(item);
-		goto again;
-	}
-	/* The queue's reference becomes that of notify_inflight. */
-	list_del_init(&item->entry);
-	notify_inflight = item;
-	notify_inflight_type = item->type;
-	next->type = item->type;
-
-	if (item_is_request(item)) {
-		req = item_request(item);
-		watch = req->watch;
-		next->request = item->id;
-		next->length = req->limit;
-		if (item->type == KSMBD_NOTIFY_ITEM_TYPE_REQUEST) {
+	for (n = 0; n < max; n++, to++) {
+		item = notify_item_pop(n >= max * 3 / 4);
+		if (!item)
+			break;
+		/* The queue's reference becomes the caller's. */
+		*to = (struct ksmbd_notify_next){
+			.type = item->type, .item = item, .fd = -1,
+		};
+		switch (item->type) {
+		case KSMBD_NOTIFY_ITEM_TYPE_WATCH:
+			watch = item_watch(item);
+			to->dir = get_file(watch->dir);
+			to->rescan = watch->rescan;
+			watch->rescan = false;
+			watch->known = true;
+			break;
+		case KSMBD_NOTIFY_ITEM_TYPE_REQUEST:
+			req = item_request(item);
 			req->known = true;
 			if (req->taken)
 				notify_item_queue(item,
 						  KSMBD_NOTIFY_ITEM_TYPE_CANCEL);
+			break;
+		default:
+			continue;
 		}
-	} else {
-		watch = item_watch(item);
-		next->filter = watch->filter;
-		next->length = watch->ceiling;
-		next->tree = watch->tree;
-		if (item->type == KSMBD_NOTIFY_ITEM_TYPE_WATCH) {
-			next->dir = get_file(watch->dir);
-			next->rescan = watch->rescan;
-			strscpy(next->user, watch->user);
-			strscpy(next->share, watch->share);
-			watch->rescan = false;
-			watch->known = true;
+		if (!hash_hashed(&item->flight)) {
+			refcount_inc(&item->refs);
+			hash_add(notify_flight, &item->flight, item->id);
 		}
 	}
-	next->watch = watch->item.id;
 out:
 	spin_unlock(&notify_lock);
-	return err;
+	return n;
+}
+
+/* Whether @daemon is registered and nothing is queued; the bell rings after it. */
+bool ksmbd_notify_idle(u32 daemon)
+{
+	bool idle;
+
+	spin_lock(&notify_lock);
+	idle = daemon == notify_daemon && list_empty(&notify_items) &&
+	       list_empty(&notify_ends);
+	spin_unlock(&notify_lock);
+	return idle;
 }
 
 /* Whether @daemon, the port id of the calling socket, is registered. */
@@ -214,29 +179,51 @@ bool ksmbd_notify_registered(u32 daemon)
 }
 
 /**
- * ksmbd_notify_unpop() - the item handed out last did not reach the daemon
+ * ksmbd_notify_unnext() - items that were handed out did not reach the daemon
  * @daemon:	port id of the calling socket
+ * @from:	the items, whose references to items are given back
+ * @n:		how many
  */
-void ksmbd_notify_unpop(u32 daemon)
+void ksmbd_notify_unnext(u32 daemon, struct ksmbd_notify_next *from, int n)
 {
 	struct notify_item *item;
 
 	spin_lock(&notify_lock);
-	item = notify_inflight;
-	if (daemon != notify_daemon || !item)
-		goto out;
-	notify_inflight = NULL;
-	/* If it was queued again, it is for something that supersedes it. */
-	if (list_empty(&item->entry) &&
-	    (item->type != KSMBD_NOTIFY_ITEM_TYPE_WATCH ||
-	     item_watch(item)->fp)) {
-		if (item->type == KSMBD_NOTIFY_ITEM_TYPE_WATCH)
-			item_watch(item)->rescan = item_watch(item)->promised;
-		list_add(&item->entry, notify_queue(item->type));
-	} else {
+	while (n--) {
+		struct list_head *queue = &notify_items;
+
+		item = from[n].item;
+		if (daemon != notify_daemon)
+			goto put;
+		switch (from[n].type) {
+		case KSMBD_NOTIFY_ITEM_TYPE_WATCH:
+			notify_item_land(item);
+			item_watch(item)->known = item_watch(item)->armed;
+			item_watch(item)->rescan |= from[n].rescan;
+			if (!item_watch(item)->fp)
+				goto put;
+			break;
+		case KSMBD_NOTIFY_ITEM_TYPE_REQUEST:
+			notify_item_land(item);
+			item_request(item)->known = false;
+			/* Nobody waits for it any more, or somebody for its end. */
+			if (item_request(item)->taken &&
+			    item_request(item)->handled)
+				goto put;
+			/* It has been queued as one that is to be forgotten. */
+			notify_item_unqueue(item);
+			item->type = KSMBD_NOTIFY_ITEM_TYPE_REQUEST;
+			break;
+		default:
+			queue = &notify_ends;
+		}
+		if (list_empty(&item->entry)) {
+			list_add(&item->entry, queue);
+			continue;
+		}
+put:
 		notify_item_put(item);
 	}
-out:
 	spin_unlock(&notify_lock);
 }
 
@@ -254,25 +241,53 @@ static __le32 errno_status(int err)
 	case ENOENT:
 	case ESTALE:
 		return STATUS_DELETE_PENDING;
-	case ENOSYS: /* turned off: as if there was no notify */
+	case ECANCELED: /* turned off: as if there was no notify */
 		return STATUS_NOT_IMPLEMENTED;
 	default:
 		return STATUS_NOT_SUPPORTED;
 	}
 }
 
-/**
- * ksmbd_notify_armed() - the watch of the item handed out last is not armed
- * @daemon:	port id of the calling socket
- * @id:		watch id
- * @err:	why, a positive errno
- *
- * Return:	0, -EPERM if @daemon is not registered, -ENOENT for no watch
- */
-int ksmbd_notify_armed(u32 daemon, u64 id, int err)
+/* A watch has ended before it began: no STATUS_PENDING, and no unwatch. */
+static void watch_refuse(struct notify_watch *watch, int err)
 {
 	struct ksmbd_notify_request *req;
-	struct notify_watch *watch;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (!watch->fp)
+		return;
+	list_for_each_entry(req, &watch->requests, entry)
+		req->refused = !req->handled;
+	watch->known = false;
+	notify_watch_close(watch, errno_status(err), NULL);
+}
+
+static void watch_arm(struct notify_watch *watch)
+{
+	lockdep_assert_held(&notify_lock);
+
+	if (!watch->fp)
+		return;
+	watch->armed = true;
+	/* A client was promised what was not true yet. */
+	if (watch->rescan)
+		notify_item_queue(&watch->item, KSMBD_NOTIFY_ITEM_TYPE_WATCH);
+}
+
+/**
+ * ksmbd_notify_ack() - the daemon has handled an item
+ * @daemon:	port id of the calling socket
+ * @id:		of the watch or request that the item was about
+ * @err:	0, or a positive errno: the watch, or the request's, is not armed,
+ *		or is not to be any more
+ *
+ * Return:	0, -EPERM if @daemon is not registered, -ENOENT for no such item
+ */
+int ksmbd_notify_ack(u32 daemon, u64 id, int err)
+{
+	struct ksmbd_notify_request *req;
+	struct notify_item *item;
 	int rc = -ENOENT;
 
 	spin_lock(&notify_lock);
@@ -280,160 +295,154 @@ int ksmbd_notify_armed(u32 daemon, u64 id, int err)
 		rc = -EPERM;
 		goto out;
 	}
-	if (!notify_inflight)
+	hash_for_each_possible(notify_flight, item, flight, id)
+		if (item->id == id)
+			break;
+	if (!item && err) /* it took too long to find that out */
+		hash_for_each_possible(notify_requests, req, hash, id)
+			if (req->item.id == id && req->known)
+				item = &req->item;
+	if (!item)
 		goto out;
-	watch = item_is_request(notify_inflight) ?
-			item_request(notify_inflight)->watch :
-			item_watch(notify_inflight);
-	if (watch->item.id != id || !watch->fp)
-		goto out;
-	/* No STATUS_PENDING for what never pended, and no unwatch. */
-	list_for_each_entry(req, &watch->requests, entry)
-		req->refused = !req->handled;
-	watch->known = false;
-	notify_watch_close(watch, errno_status(err), NULL);
 	rc = 0;
+	notify_progress = jiffies;
+	refcount_inc(&item->refs);
+	notify_item_land(item);
+	if (item_is_request(item)) {
+		if (err)
+			watch_refuse(item_request(item)->watch, err);
+		/* One that was cancelled waits for this, whatever became of it. */
+		notify_request_promise(item_request(item));
+	} else if (err) {
+		watch_refuse(item_watch(item), err);
+	} else {
+		watch_arm(item_watch(item));
+	}
+	notify_item_put(item);
 out:
 	spin_unlock(&notify_lock);
 	return rc;
 }
 
-/**
- * ksmbd_notify_claim() - the daemon is about to complete a request
- * @daemon:	port id of the calling socket
- * @id:		request id
- * @size:	bytes that ksmbd_notify_add() may need in all
- *
- * Until ksmbd_notify_complete() the caller has the identity of the request's
- * user, and nobody else can end the request.
- *
- * Return:	the request or an ERR_PTR: -EPERM if @daemon is not registered,
- *		-ENOENT if the request is gone, -ENOMEM
- */
-struct ksmbd_notify_request *ksmbd_notify_claim(u32 daemon, u64 id,
-						size_t size)
+void notify_told_free(struct notify_told *told)
 {
-	struct ksmbd_notify_request *req, *found = ERR_PTR(-ENOENT);
-	void *response;
-
-	/* smbConvertToUTF16() terminates its output: one unit more. */
-	response = kvzalloc(sizeof(__be32) +
-			    sizeof(struct smb2_change_notify_rsp) +
-			    size + sizeof(__le16), KSMBD_DEFAULT_GFP);
-	if (!response)
-		return ERR_PTR(-ENOMEM);
-
-	spin_lock(&notify_lock);
-	if (daemon != notify_daemon) {
-		found = ERR_PTR(-EPERM);
-		goto out;
-	}
-	hash_for_each_possible(notify_requests, req, hash, id) {
-		if (req->item.id != id || !req->known)
-			continue;
-		found = req;
-		/* It stays with its watch: who ends that notes a status. */
-		req->taken = true;
-		hash_del(&req->hash);
-		notify_request_set_handled(req);
-		req->watch->promised = true;
-		req->response = response;
-		req->dir = get_file(req->watch->dir);
-		response = NULL;
-		break;
-	}
-out:
-	spin_unlock(&notify_lock);
-	kvfree(response);
-	/* Without an identity to check, nothing can be told. */
-	if (!IS_ERR(found) && ksmbd_override_fsids(found->work))
-		found->lost = true;
-	return found;
+	if (told && told->dir)
+		fput(told->dir);
+	kvfree(told);
 }
 
 /*
- * Whether the records of @req may wait to be sent. A client that does not read
+ * Whether so many bytes of @req may wait to be sent. A client that does not read
  * has what waits for it bounded, and all of them have; who reads may always
  * have one response of a usual size.
  */
-static bool request_account(struct ksmbd_notify_request *req)
+static bool request_account(struct ksmbd_notify_request *req, size_t bytes)
 {
 	struct ksmbd_notify_conn *nc = &req->work->conn->notify;
 
 	lockdep_assert_held(&notify_lock);
 
-	if (nc->bytes + req->length > NOTIFY_MAX_CONN_BYTES)
+	if (nc->bytes + bytes > NOTIFY_MAX_CONN_BYTES)
 		return false;
-	if (notify_bytes + req->length > NOTIFY_MAX_BYTES &&
-	    (nc->bytes || req->length > SZ_64K))
+	if (notify_bytes + bytes > NOTIFY_MAX_BYTES &&
+	    (nc->bytes || bytes > SZ_64K))
 		return false;
-	req->bytes = req->length;
-	nc->bytes += req->bytes;
-	notify_bytes += req->bytes;
+	req->bytes = bytes;
+	nc->bytes += bytes;
+	notify_bytes += bytes;
 	return true;
 }
 
-/* All records were withheld: @req goes on as if they had never been. */
-static void request_unclaim(struct ksmbd_notify_request *req)
+/* @req, which was taken, goes on as if nothing had been told. */
+static void request_offer_again(struct ksmbd_notify_request *req)
 {
+	struct ksmbd_notify_conn *nc = &req->work->conn->notify;
+
 	lockdep_assert_held(&notify_lock);
 
-	if (req->status) {
+	nc->bytes -= req->bytes;
+	notify_bytes -= req->bytes;
+	req->bytes = 0;
+	req->taken = false;
+	hash_add(notify_requests, &req->hash, req->item.id);
+	if (notify_daemon)
+		notify_item_queue(&req->item, KSMBD_NOTIFY_ITEM_TYPE_REQUEST);
+}
+
+/* The client's user may see nothing of what @req was completed with. */
+void notify_request_withheld(struct ksmbd_notify_request *req)
+{
+	struct ksmbd_notify_request *next = req;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (req->status) { /* it has ended meanwhile */
 		list_del_init(&req->entry);
 		notify_request_finish(req, req->status);
 		return;
 	}
-	req->taken = false;
-	hash_add(notify_requests, &req->hash, req->item.id);
-	notify_request_send(req);
+	/* The oldest of a watch is answered first. */
+	list_for_each_entry_continue(next, &req->watch->requests, entry)
+		if (next->told) {
+			req->told = next->told;
+			next->told = NULL;
+			request_offer_again(next);
+			notify_request_send(req);
+			return;
+		}
+	request_offer_again(req);
 }
 
 /**
- * ksmbd_notify_complete() - end a claimed request
- * @req:	the request
- * @status:	0 for records, or enum ksmbd_notify_status
+ * ksmbd_notify_complete() - the daemon tells a request how to end
+ * @daemon:	port id of the calling socket
+ * @id:		request id
+ * @told:	how, owned by the request after success
  *
- * Return:	0, or -ENODATA if all records were withheld and the request
- *		still pends
+ * Nothing but that can end the request now, unless its user may see none of
+ * the records.
+ *
+ * Return:	0, -EPERM if @daemon is not registered, -ENOENT if the request has
+ *		ended
  */
-int ksmbd_notify_complete(struct ksmbd_notify_request *req, u32 status)
+int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 {
-	__le32 nt_status = STATUS_SUCCESS;
-	void *unused = NULL;
-	int err = 0;
-
-	if (req->work->saved_cred)
-		ksmbd_revert_fsids(req->work);
-	fput(req->dir);
-	req->dir = NULL;
-
-	if (status == KSMBD_NOTIFY_STATUS_DELETE_PENDING)
-		nt_status = STATUS_DELETE_PENDING;
-	else if (status || req->lost || req->length > req->limit)
-		nt_status = STATUS_NOTIFY_ENUM_DIR;
-	else if (!req->length)
-		err = -ENODATA;
-
-	if (err) {
-		kvfree(req->response);
-		req->response = NULL;
-		req->listed = NULL;
-	}
+	struct ksmbd_notify_request *req, *oldest;
+	int err = -ENOENT;
 
 	spin_lock(&notify_lock);
-	if (err) {
-		request_unclaim(req);
-	} else {
-		if (nt_status == STATUS_SUCCESS && !request_account(req))
-			nt_status = STATUS_NOTIFY_ENUM_DIR;
-		if (nt_status != STATUS_SUCCESS)
-			swap(unused, req->response);
-		list_del_init(&req->entry);
-		req->status = nt_status;
-		req->done = true;
-		notify_request_send(req);
+	if (daemon != notify_daemon) {
+		err = -EPERM;
+		goto out;
 	}
+	hash_for_each_possible(notify_requests, req, hash, id)
+		if (req->item.id == id && req->known)
+			break;
+	if (!req)
+		goto out;
+	/* One before it may be back, which the daemon is yet to learn. */
+	list_for_each_entry(oldest, &req->watch->requests, entry)
+		if (!oldest->taken && oldest->known)
+			break;
+	if (oldest != req) {
+		notify_item_unqueue(&oldest->item);
+		notify_item_queue(&req->item, KSMBD_NOTIFY_ITEM_TYPE_REQUEST);
+		req = oldest;
+	}
+	if (!request_account(req, told->length + told->room)) {
+		told->status = KSMBD_NOTIFY_STATUS_ENUM_DIR;
+		told->length = 0;
+	}
+	/* It stays with its watch: who ends that notes a status. */
+	req->taken = true;
+	hash_del(&req->hash);
+	req->watch->promised = true;
+	told->dir = get_file(req->watch->dir);
+	req->told = told;
+	notify_request_set_handled(req);
+	notify_request_send(req);
+	err = 0;
+out:
 	spin_unlock(&notify_lock);
-	kvfree(unused);
 	return err;
 }

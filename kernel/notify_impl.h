@@ -18,6 +18,9 @@
  * STATUS_PENDING may be sent. It is taken, once, by whoever ends it: the
  * daemon, CANCEL, CLOSE, deletion, teardown. All that is sent for it is sent
  * by its connection's work item, which also frees it after the final response.
+ * There it is found out what the client's user may see of the records that the
+ * daemon has given. If that is nothing, the request pends on and is offered to
+ * the daemon once more.
  *
  * Locks. notify_lock is innermost: it is taken under conn->request_lock, under
  * a file table's lock and under ci->m_lock, and no other lock is taken under
@@ -60,6 +63,7 @@ struct notify_information {
 /* What waits for the daemon: a watch or a request. Must be their first member. */
 struct notify_item {
 	struct list_head	entry;	/* in a queue, which then owns a reference */
+	struct hlist_node	flight;	/* in notify_flight, likewise, until acknowledged */
 	refcount_t		refs;
 	u32			type;	/* enum ksmbd_notify_item_type */
 	u64			id;
@@ -86,6 +90,7 @@ struct notify_watch {
 	unsigned int		verdict_count;
 	struct ksmbd_file	*fp;		/* NULL once closed */
 	struct file		*dir;		/* a reference, until closed */
+	u64			client;		/* ksmbd_notify_conn.id */
 	u32			filter;
 	u32			ceiling;
 	bool			tree;
@@ -93,8 +98,26 @@ struct notify_watch {
 	bool			armed;		/* the daemon has marks in place */
 	bool			promised;	/* a client relies on it */
 	bool			rescan;		/* promised, but not armed */
-	char			user[KSMBD_REQ_MAX_ACCOUNT_NAME_SZ];
-	char			share[KSMBD_REQ_MAX_SHARE_NAME];
+	const char		*share;		/* behind user */
+	char			user[];
+};
+
+/* A change record as the daemon gave it. */
+struct notify_record {
+	u32			size;		/* to the next one, a multiple of 4 */
+	u32			action;		/* enum ksmbd_notify_action */
+	u32			name_length;
+	u32			handle_length;	/* 0 without one */
+	u8			data[];		/* struct file_handle, padded; name */
+};
+
+/* What the daemon has completed a request with, until that is sent. */
+struct notify_told {
+	struct file		*dir;		/* the watched directory, a reference */
+	u32			status;		/* 0 or enum ksmbd_notify_status */
+	size_t			room;		/* bytes that a response may need */
+	size_t			length;		/* of the records */
+	u8			records[] __aligned(4);
 };
 
 struct ksmbd_notify_request {
@@ -109,12 +132,13 @@ struct ksmbd_notify_request {
 	unsigned long		deadline;
 	void			*cancel_argv[1];
 	struct smb2_hdr		hdr;		/* of the response, not asynchronous */
+	struct notify_told	*told;		/* by the daemon, not sent yet */
 	void			*response;	/* with records, instead of work's */
 	size_t			bytes;		/* of response that are accounted for */
 	u32			limit;
 	u32			length;
 	struct notify_information *last;
-	struct file		*dir;		/* the watched directory, once claimed */
+	struct file		*dir;		/* the watched directory, see may_list() */
 	const struct file_handle *listed;	/* what may_list() has looked at last */
 	int			may_list;	/* and what it has found */
 	bool			old_withheld;	/* the last record, an old name */
@@ -122,7 +146,7 @@ struct ksmbd_notify_request {
 	__le32			status;		/* if not done, how to end unclaimed */
 	bool			held;		/* by work->notify_held of some work */
 	bool			offered;	/* to the daemon, after the first hold */
-	bool			known;		/* the daemon has got it */
+	bool			known;		/* the daemon has got it, see notify_watch too */
 	bool			handled;	/* STATUS_PENDING may go out */
 	bool			taken;		/* somebody is ending it */
 	bool			done;		/* status is final */
@@ -132,10 +156,21 @@ struct ksmbd_notify_request {
 	bool			begun;		/* and is, or was, ksmbd_notify_conn.rest */
 };
 
+/* An item on its way to the daemon. */
+struct ksmbd_notify_next {
+	u32			type;	/* enum ksmbd_notify_item_type */
+	struct notify_item	*item;	/* a reference */
+	struct file		*dir;	/* a reference, with a watch */
+	bool			rescan;	/* with a watch */
+	int			fd;
+};
+
 extern spinlock_t notify_lock;
 extern struct list_head notify_watches;		/* by ->entry */
-extern struct list_head notify_items;		/* what clients wait for the daemon to fetch */
-extern struct list_head notify_ended;		/* what it is yet to fetch besides */
+/* What the daemon is yet to fetch: what clients wait for goes first. */
+extern struct list_head notify_items;
+extern struct list_head notify_ends;
+extern DECLARE_HASHTABLE(notify_flight, 10);	/* fetched, by id, not acknowledged */
 extern struct list_head notify_waiting;		/* requests not handled, oldest first */
 extern DECLARE_HASHTABLE(notify_requests, 10);	/* not taken, by id */
 extern u64 notify_last_id;			/* of watches and requests */
@@ -166,7 +201,7 @@ static inline bool item_is_request(const struct notify_item *item)
 static inline struct list_head *notify_queue(u32 type)
 {
 	return type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL ||
-	       type == KSMBD_NOTIFY_ITEM_TYPE_UNWATCH ? &notify_ended :
+	       type == KSMBD_NOTIFY_ITEM_TYPE_UNWATCH ? &notify_ends :
 							&notify_items;
 }
 
@@ -179,12 +214,21 @@ static inline bool conn_is_dead(struct ksmbd_conn *conn)
 void notify_item_put(struct notify_item *item);
 void notify_item_queue(struct notify_item *item, u32 type);
 void notify_item_unqueue(struct notify_item *item);
+void notify_item_land(struct notify_item *item);
 void notify_request_promise(struct ksmbd_notify_request *req);
 void notify_request_set_handled(struct ksmbd_notify_request *req);
 void notify_request_finish(struct ksmbd_notify_request *req, __le32 status);
 void notify_request_end(struct ksmbd_notify_request *req, __le32 status);
 void notify_watch_close(struct notify_watch *watch, __le32 status,
 			struct ksmbd_work *work);
+
+/* notify_see.c */
+__le32 notify_request_fill(struct ksmbd_notify_request *req,
+			   struct notify_told *told);
+
+/* notify_daemon.c, under notify_lock but for notify_told_free() */
+void notify_request_withheld(struct ksmbd_notify_request *req);
+void notify_told_free(struct notify_told *told);
 
 /* notify_send.c */
 void notify_request_send(struct ksmbd_notify_request *req);

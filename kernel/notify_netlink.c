@@ -2,7 +2,7 @@
 /*
  * The generic netlink family "ksmbd-notify": what the daemon says and is told.
  *
- * A handler never waits for a client's socket. Only the socket that has
+ * A handler waits for no client's socket and touches no filesystem. Only the socket that has
  * registered may do more than that, until it is released, however the daemon
  * has died. The family lives in the initial network namespace alone, where a
  * port id names a socket.
@@ -10,15 +10,15 @@
 
 #include <linux/cred.h>
 #include <linux/exportfs.h>
+#include <linux/fdtable.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/kdev_t.h>
+#include <linux/slab.h>
 #include <net/genetlink.h>
 
-#include "glob.h"
-#include "notify.h"
+#include "notify_impl.h"
 #include "notify_release.h"
-#include "notify_uapi.h"
-#include "smb_common.h"
 #include "smb2pdu.h"
 
 /* So that modinfo can tell this ksmbd from one that cannot notify. */
@@ -94,105 +94,180 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 	return genlmsg_reply(msg, info);
 }
 
-static int notify_put_item(struct sk_buff *msg, struct genl_info *info,
-			   const struct ksmbd_notify_next *next, int fd)
+/* Items that go in one reply, with room for the longest names in one of four. */
+#define NOTIFY_NEXT_ITEMS	64
+#define NOTIFY_NEXT_SIZE	16000
+
+static int notify_put_watch(struct sk_buff *msg,
+			    const struct ksmbd_notify_next *next)
 {
-	void *hdr = notify_put(msg, info);
+	const struct notify_watch *watch = item_watch(next->item);
+	const struct super_block *sb = file_inode(next->dir)->i_sb;
+	char filesystem[64];
+
+	snprintf(filesystem, sizeof(filesystem), "%s%s%s", sb->s_type->name,
+		 sb->s_subtype ? "." : "", sb->s_subtype ?: "");
+	if (nla_put_s32(msg, KSMBD_NOTIFY_A_ITEM_FD, next->fd) ||
+	    nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_COMPLETION_FILTER,
+			watch->filter) ||
+	    nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_DEVICE,
+			new_encode_dev(sb->s_dev)) ||
+	    nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_FILESYSTEM, filesystem) ||
+	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_ITEM_CLIENT, watch->client,
+			      KSMBD_NOTIFY_A_ITEM_PAD) ||
+	    nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_USER, watch->user) ||
+	    nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_SHARE, watch->share) ||
+	    (watch->tree &&
+	     nla_put_flag(msg, KSMBD_NOTIFY_A_ITEM_WATCH_TREE)) ||
+	    (next->rescan && nla_put_flag(msg, KSMBD_NOTIFY_A_ITEM_RESCAN)))
+		return -EMSGSIZE;
+	return 0;
+}
+
+static int notify_put_item(struct sk_buff *msg,
+			   const struct ksmbd_notify_next *next)
+{
+	struct nlattr *nest = nla_nest_start(msg, KSMBD_NOTIFY_A_ITEMS_ITEM);
 	bool watch = next->type == KSMBD_NOTIFY_ITEM_TYPE_WATCH;
 	bool request = next->type == KSMBD_NOTIFY_ITEM_TYPE_REQUEST;
+	bool cancel = next->type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL;
+	u64 watch_id = next->item->id;
+	u32 length = 0;
 
-	if (!hdr || nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_TYPE, next->type))
-		return -EMSGSIZE;
-	if (next->type != KSMBD_NOTIFY_ITEM_TYPE_CANCEL &&
-	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_ITEM_WATCH_ID, next->watch,
-			      KSMBD_NOTIFY_A_ITEM_PAD))
-		return -EMSGSIZE;
-	if (next->request &&
-	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_ITEM_REQUEST_ID,
-			      next->request, KSMBD_NOTIFY_A_ITEM_PAD))
-		return -EMSGSIZE;
-	if ((watch || request) &&
-	    nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_BUFFER_LENGTH, next->length))
-		return -EMSGSIZE;
-	if (watch &&
-	    (nla_put_s32(msg, KSMBD_NOTIFY_A_ITEM_FD, fd) ||
-	     nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_COMPLETION_FILTER,
-			 next->filter) ||
-	     nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_USER, next->user) ||
-	     nla_put_string(msg, KSMBD_NOTIFY_A_ITEM_SHARE, next->share) ||
-	     (next->tree &&
-	      nla_put_flag(msg, KSMBD_NOTIFY_A_ITEM_WATCH_TREE)) ||
-	     (next->rescan && nla_put_flag(msg, KSMBD_NOTIFY_A_ITEM_RESCAN))))
-		return -EMSGSIZE;
-	genlmsg_end(msg, hdr);
+	if (watch)
+		length = item_watch(next->item)->ceiling;
+	if (request || cancel) {
+		watch_id = item_request(next->item)->watch->item.id;
+		length = item_request(next->item)->limit;
+	}
+	if (!nest || nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_TYPE, next->type) ||
+	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_ITEM_WATCH_ID, watch_id,
+			      KSMBD_NOTIFY_A_ITEM_PAD) ||
+	    ((request || cancel) &&
+	     nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_ITEM_REQUEST_ID,
+			       next->item->id, KSMBD_NOTIFY_A_ITEM_PAD)) ||
+	    ((watch || request) &&
+	     nla_put_u32(msg, KSMBD_NOTIFY_A_ITEM_BUFFER_LENGTH, length)) ||
+	    (watch && notify_put_watch(msg, next)))
+		goto cancel;
+	nla_nest_end(msg, nest);
 	return 0;
+
+cancel:
+	nla_nest_cancel(msg, nest);
+	return -EMSGSIZE;
+}
+
+/*
+ * The daemon gets the watched directory as one that is not open: no method of
+ * the filesystem is called. It can read there no more than it may by itself.
+ */
+static int notify_install(struct ksmbd_notify_next *next)
+{
+	struct file *dir;
+	int fd;
+
+	dir = dentry_open(&next->dir->f_path, O_PATH | O_DIRECTORY,
+			  current_cred());
+	if (IS_ERR(dir))
+		return PTR_ERR(dir);
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
+		fput(dir);
+		return fd;
+	}
+	fd_install(fd, dir);
+	next->fd = fd;
+	return 0;
+}
+
+/* The daemon asks more often than there is anything. */
+static int notify_reply_nothing(struct genl_info *info)
+{
+	struct sk_buff *msg = genlmsg_new(0, GFP_KERNEL);
+	void *hdr = msg ? notify_put(msg, info) : NULL;
+
+	if (!hdr) {
+		nlmsg_free(msg);
+		return -ENOMEM;
+	}
+	genlmsg_end(msg, hdr);
+	return genlmsg_reply(msg, info);
 }
 
 static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 {
-	struct ksmbd_notify_next next;
-	struct file *dir = NULL;
+	struct ksmbd_notify_next *next;
 	struct sk_buff *msg;
-	int err, fd = -1;
+	int i, n, put, err;
+	void *hdr;
+
+	if (ksmbd_notify_idle(info->snd_portid))
+		return notify_reply_nothing(info);
 
 	/* First what may fail without an item in hand. */
-	msg = genlmsg_new(GENLMSG_DEFAULT_SIZE, GFP_KERNEL);
-	if (!msg)
+	next = kcalloc(NOTIFY_NEXT_ITEMS, sizeof(*next), GFP_KERNEL);
+	msg = nlmsg_new(NOTIFY_NEXT_SIZE, GFP_KERNEL);
+	hdr = msg ? notify_put(msg, info) : NULL;
+	if (!next || !hdr) {
+		nlmsg_free(msg);
+		kfree(next);
 		return -ENOMEM;
-again:
-	err = ksmbd_notify_next(info->snd_portid, &next);
-	if (err) {
-		nlmsg_free(msg);
-		return err;
 	}
 
-	if (next.dir) {
-		/* An open of its own: marks and reads do not meet ksmbd's. */
-		dir = dentry_open(&next.dir->f_path,
-				  O_RDONLY | O_DIRECTORY | O_NOATIME,
-				  current_cred());
-		fput(next.dir);
-		fd = IS_ERR(dir) ? PTR_ERR(dir) :
-				   get_unused_fd_flags(O_CLOEXEC);
-		if (fd < 0) {
-			if (!IS_ERR(dir))
-				fput(dir);
-			/* This watch fails, the queue goes on. */
-			ksmbd_notify_armed(info->snd_portid, next.watch, -fd);
-			goto again;
+	n = ksmbd_notify_next(info->snd_portid, next, NOTIFY_NEXT_ITEMS);
+	err = min(n, 0);
+	for (put = 0; put < n; put++) {
+		if (next[put].dir) {
+			err = notify_install(&next[put]);
+			/* This watch fails, the others go on. */
+			if (err)
+				ksmbd_notify_ack(info->snd_portid,
+						 next[put].item->id, -err);
+			if (err)
+				continue;
 		}
+		err = notify_put_item(msg, &next[put]);
+		if (err)
+			break;
 	}
-
-	err = notify_put_item(msg, info, &next, fd);
-	if (err)
-		nlmsg_free(msg);
-	else
+	if (put)
+		err = 0;
+	if (!err) {
+		genlmsg_end(msg, hdr);
+		/* All is in place by the time that anybody can read it. */
 		err = genlmsg_reply(msg, info);
-	if (err)
-		ksmbd_notify_unpop(info->snd_portid);
-
-	if (next.dir) {
-		if (err) {
-			put_unused_fd(fd);
-			fput(dir);
-		} else {
-			fd_install(fd, dir);
-		}
+		if (err)
+			put = 0;
+	} else {
+		nlmsg_free(msg);
 	}
+
+	for (i = put; i < n; i++)
+		if (next[i].fd >= 0)
+			close_fd(next[i].fd);
+	for (i = 0; i < n; i++)
+		if (next[i].dir)
+			fput(next[i].dir);
+	for (i = 0; i < min(put, n); i++)
+		notify_item_put(next[i].item);
+	if (put < n)
+		ksmbd_notify_unnext(info->snd_portid, next + put, n - put);
+	kfree(next);
 	return err;
 }
 
-static int notify_armed_doit(struct sk_buff *skb, struct genl_info *info)
+static int notify_ack_doit(struct sk_buff *skb, struct genl_info *info)
 {
-	u64 watch;
-	int err;
+	int err = 0;
 
-	if (GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_ARMED_WATCH_ID) ||
-	    GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_ARMED_ERRNO))
+	if (GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_ACK_ID))
 		return -EINVAL;
-	watch = nla_get_u64(info->attrs[KSMBD_NOTIFY_A_ARMED_WATCH_ID]);
-	err = nla_get_u32(info->attrs[KSMBD_NOTIFY_A_ARMED_ERRNO]);
-	return ksmbd_notify_armed(info->snd_portid, watch, err);
+	if (info->attrs[KSMBD_NOTIFY_A_ACK_ERRNO])
+		err = nla_get_u32(info->attrs[KSMBD_NOTIFY_A_ACK_ERRNO]);
+	return ksmbd_notify_ack(info->snd_portid,
+				nla_get_u64(info->attrs[KSMBD_NOTIFY_A_ACK_ID]),
+				err);
 }
 
 static const struct nla_policy
@@ -207,19 +282,12 @@ notify_record_policy[KSMBD_NOTIFY_A_RECORD_MAX + 1] = {
 				 sizeof(struct file_handle) + MAX_HANDLE_SZ),
 };
 
-static const struct file_handle *notify_handle(struct nlattr **tb)
-{
-	const struct nlattr *attr = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
-
-	return attr ? nla_data(attr) : NULL;
-}
-
 /* The attributes of a change record, all there and well formed. */
 static int notify_record(const struct nlattr *attr, struct genl_info *info,
 			 struct nlattr **tb)
 {
+	const struct nlattr *name, *dir;
 	const struct file_handle *fh;
-	const struct nlattr *name;
 	int err;
 
 	err = nla_parse_nested(tb, KSMBD_NOTIFY_A_RECORD_MAX, attr,
@@ -233,10 +301,10 @@ static int notify_record(const struct nlattr *attr, struct genl_info *info,
 				    "a record needs an action and a name");
 		return -EINVAL;
 	}
-	fh = notify_handle(tb);
-	if (!fh != !memchr(nla_data(name), '/', nla_len(name)) ||
-	    (fh && nla_len(tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY]) !=
-		   sizeof(*fh) + fh->handle_bytes)) {
+	dir = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
+	fh = dir ? nla_data(dir) : NULL;
+	if (!dir != !memchr(nla_data(name), '/', nla_len(name)) ||
+	    (dir && nla_len(dir) != sizeof(*fh) + fh->handle_bytes)) {
 		NL_SET_ERR_MSG_ATTR(info->extack, attr,
 				    "a name below needs its directory's handle");
 		return -EINVAL;
@@ -244,19 +312,45 @@ static int notify_record(const struct nlattr *attr, struct genl_info *info,
 	return 0;
 }
 
+static size_t notify_record_size(struct nlattr **tb)
+{
+	const struct nlattr *dir = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
+
+	return sizeof(struct notify_record) +
+	       (dir ? ALIGN(nla_len(dir), 4) : 0) +
+	       ALIGN(nla_len(tb[KSMBD_NOTIFY_A_RECORD_NAME]), 4);
+}
+
+static void notify_copy_record(struct notify_record *record,
+			       struct nlattr **tb)
+{
+	const struct nlattr *dir = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
+	const struct nlattr *name = tb[KSMBD_NOTIFY_A_RECORD_NAME];
+
+	record->size = notify_record_size(tb);
+	record->action = nla_get_u32(tb[KSMBD_NOTIFY_A_RECORD_ACTION]);
+	record->name_length = nla_len(name);
+	record->handle_length = dir ? nla_len(dir) : 0;
+	if (dir)
+		memcpy(record->data, nla_data(dir), nla_len(dir));
+	memcpy(record->data + ALIGN(record->handle_length, 4), nla_data(name),
+	       nla_len(name));
+}
+
 static int notify_complete_doit(struct sk_buff *skb, struct genl_info *info)
 {
 	struct nlattr *tb[KSMBD_NOTIFY_A_RECORD_MAX + 1];
-	struct ksmbd_notify_request *req;
-	const struct nlattr *attr, *name;
-	bool records = false;
-	u32 status = 0, action;
-	u64 id;
-	size_t size = 0;
+	const struct nlattr *attr;
+	size_t length = 0, room = 0;
+	struct notify_record *record;
+	struct notify_told *told;
+	u32 status = 0;
 	int rem, err;
+	u64 id;
 
 	if (GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_COMPLETE_REQUEST_ID))
 		return -EINVAL;
+	id = nla_get_u64(info->attrs[KSMBD_NOTIFY_A_COMPLETE_REQUEST_ID]);
 	if (info->attrs[KSMBD_NOTIFY_A_COMPLETE_STATUS])
 		status = nla_get_u32(info->attrs[KSMBD_NOTIFY_A_COMPLETE_STATUS]);
 
@@ -267,29 +361,33 @@ static int notify_complete_doit(struct sk_buff *skb, struct genl_info *info)
 		err = notify_record(attr, info, tb);
 		if (err)
 			return err;
-		records = true;
-		size += ALIGN(3 * sizeof(__le32) + sizeof(__le16) *
+		length += notify_record_size(tb);
+		room += ALIGN(3 * sizeof(__le32) + sizeof(__le16) *
 			      nla_len(tb[KSMBD_NOTIFY_A_RECORD_NAME]), 4);
 	}
-	if (records == !!status) {
+	if (!length == !status) {
 		GENL_SET_ERR_MSG(info, "either records or a status");
 		return -EINVAL;
 	}
 
-	id = nla_get_u64(info->attrs[KSMBD_NOTIFY_A_COMPLETE_REQUEST_ID]);
-	req = ksmbd_notify_claim(info->snd_portid, id, size);
-	if (IS_ERR(req))
-		return PTR_ERR(req);
+	told = kvzalloc(struct_size(told, records, length), GFP_KERNEL);
+	if (!told)
+		return -ENOMEM;
+	told->status = status;
+	told->room = room;
+	told->length = length;
+	record = (void *)told->records;
 	nlmsg_for_each_attr(attr, info->nlhdr, GENL_HDRLEN, rem) {
 		if (nla_type(attr) != KSMBD_NOTIFY_A_COMPLETE_RECORD ||
 		    notify_record(attr, info, tb))
 			continue;
-		name = tb[KSMBD_NOTIFY_A_RECORD_NAME];
-		action = nla_get_u32(tb[KSMBD_NOTIFY_A_RECORD_ACTION]);
-		ksmbd_notify_add(req, action, nla_data(name), nla_len(name),
-				 notify_handle(tb));
+		notify_copy_record(record, tb);
+		record = (void *)record + record->size;
 	}
-	return ksmbd_notify_complete(req, status);
+	err = ksmbd_notify_complete(info->snd_portid, id, told);
+	if (err)
+		notify_told_free(told);
+	return err;
 }
 
 static int notify_put_cause(struct sk_buff *msg,
@@ -356,9 +454,9 @@ notify_register_policy[KSMBD_NOTIFY_A_REGISTER_MAX + 1] = {
 };
 
 static const struct nla_policy
-notify_armed_policy[KSMBD_NOTIFY_A_ARMED_MAX + 1] = {
-	[KSMBD_NOTIFY_A_ARMED_WATCH_ID] = { .type = NLA_U64 },
-	[KSMBD_NOTIFY_A_ARMED_ERRNO] = NLA_POLICY_RANGE(NLA_U32, 1, MAX_ERRNO),
+notify_ack_policy[KSMBD_NOTIFY_A_ACK_MAX + 1] = {
+	[KSMBD_NOTIFY_A_ACK_ID] = { .type = NLA_U64 },
+	[KSMBD_NOTIFY_A_ACK_ERRNO] = NLA_POLICY_RANGE(NLA_U32, 1, MAX_ERRNO),
 };
 
 static const struct nla_policy
@@ -385,10 +483,10 @@ static const struct genl_split_ops notify_ops[] = {
 		.flags		= GENL_ADMIN_PERM | GENL_CMD_CAP_DO,
 	},
 	{
-		.cmd		= KSMBD_NOTIFY_CMD_ARMED,
-		.doit		= notify_armed_doit,
-		.policy		= notify_armed_policy,
-		.maxattr	= KSMBD_NOTIFY_A_ARMED_MAX,
+		.cmd		= KSMBD_NOTIFY_CMD_ACK,
+		.doit		= notify_ack_doit,
+		.policy		= notify_ack_policy,
+		.maxattr	= KSMBD_NOTIFY_A_ACK_MAX,
 		.flags		= GENL_ADMIN_PERM | GENL_CMD_CAP_DO,
 	},
 	{
@@ -413,7 +511,6 @@ static struct genl_family notify_family __ro_after_init = {
 	.name			= KSMBD_NOTIFY_FAMILY_NAME,
 	.version		= KSMBD_NOTIFY_FAMILY_VERSION,
 	.module			= THIS_MODULE,
-	/* Opening a directory may take long: not under genl_mutex. */
 	.parallel_ops		= true,
 	.split_ops		= notify_ops,
 	.n_split_ops		= ARRAY_SIZE(notify_ops),

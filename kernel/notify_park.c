@@ -50,9 +50,13 @@ int ksmbd_notify_async_id(struct ksmbd_conn *conn)
 static struct notify_watch *watch_alloc(struct ksmbd_work *work,
 					const struct smb2_change_notify_req *r)
 {
+	const char *user = user_name(work->sess->user);
+	const char *share = work->tcon->share_conf->name;
+	size_t user_size = strlen(user) + 1, share_size = strlen(share) + 1;
 	struct notify_watch *watch;
 
-	watch = kzalloc_obj(*watch, KSMBD_DEFAULT_GFP);
+	watch = kzalloc(struct_size(watch, user, user_size + share_size),
+			KSMBD_DEFAULT_GFP);
 	if (!watch)
 		return NULL;
 	INIT_LIST_HEAD(&watch->item.entry);
@@ -60,11 +64,13 @@ static struct notify_watch *watch_alloc(struct ksmbd_work *work,
 	INIT_LIST_HEAD(&watch->verdicts);
 	refcount_set(&watch->item.refs, 1);
 	watch->item.type = KSMBD_NOTIFY_ITEM_TYPE_WATCH;
+	watch->client = work->conn->notify.id;
 	watch->filter = le32_to_cpu(r->CompletionFilter);
 	watch->ceiling = le32_to_cpu(r->OutputBufferLength);
 	watch->tree = le16_to_cpu(r->Flags) & SMB2_WATCH_TREE;
-	strscpy(watch->user, user_name(work->sess->user));
-	strscpy(watch->share, work->tcon->share_conf->name);
+	memcpy(watch->user, user, user_size);
+	watch->share = watch->user + user_size;
+	memcpy(watch->user + user_size, share, share_size);
 	return watch;
 }
 

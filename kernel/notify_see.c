@@ -310,29 +310,21 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 	return req->may_list > 0;
 }
 
-/**
- * ksmbd_notify_add() - add a change record to a claimed request
- * @req:	the request
- * @action:	enum ksmbd_notify_action
- * @name:	name relative to the watched directory
- * @len:	its length in bytes
- * @fh:		the directory that the name is in, or NULL for the watched one;
- *		must stay until the request is completed
- *
- * What the user may not see is withheld.
- */
-void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
-		      const char *name, int len, const struct file_handle *fh)
+/* Adds a change record to the response. What the user may not see is withheld. */
+static void request_add(struct ksmbd_notify_request *req,
+			const struct notify_record *record)
 {
+	const struct file_handle *fh = (const void *)record->data;
+	const char *name = record->data + ALIGN(record->handle_length, 4);
 	struct smb2_change_notify_rsp *rsp = smb_get_msg(req->response);
-	u32 off = ALIGN(req->length, 4);
+	u32 off = ALIGN(req->length, 4), action = record->action;
 	struct notify_information *info = (void *)(rsp->Buffer + off);
 	bool old_withheld = req->old_withheld;
-	int i, units;
+	int i, units, len = record->name_length;
 
 	if (req->lost)
 		return;
-	if (!may_see(req, name, len, fh)) {
+	if (!may_see(req, name, len, record->handle_length ? fh : NULL)) {
 		/* Of a rename, the half that is told stands alone. */
 		req->old_withheld =
 			action == KSMBD_NOTIFY_ACTION_RENAMED_OLD_NAME;
@@ -360,4 +352,55 @@ void ksmbd_notify_add(struct ksmbd_notify_request *req, u32 action,
 	info->action = cpu_to_le32(action);
 	info->name_length = cpu_to_le32(units * sizeof(__le16));
 	req->length = off + sizeof(*info) + units * sizeof(__le16);
+}
+
+/**
+ * notify_request_fill() - make a response of what the daemon has told
+ * @req:	the request, nobody else's; its response is made
+ * @told:	by the daemon
+ *
+ * It asks the filesystem, under the identity of the request's user.
+ *
+ * Return:	how @req ends: STATUS_SUCCESS with records, another status without,
+ *		or STATUS_PENDING if the user may see none of them
+ */
+__le32 notify_request_fill(struct ksmbd_notify_request *req,
+			   struct notify_told *told)
+{
+	const struct notify_record *record;
+	size_t off;
+
+	if (told->status == KSMBD_NOTIFY_STATUS_DELETE_PENDING)
+		return STATUS_DELETE_PENDING;
+	if (told->status)
+		return STATUS_NOTIFY_ENUM_DIR;
+
+	/* smbConvertToUTF16() terminates its output: one unit more. */
+	req->response = kvzalloc(sizeof(__be32) +
+				 sizeof(struct smb2_change_notify_rsp) +
+				 told->room + sizeof(__le16),
+				 KSMBD_DEFAULT_GFP);
+	/* Without an identity to check, nothing can be told. */
+	if (!req->response || ksmbd_override_fsids(req->work))
+		return STATUS_NOTIFY_ENUM_DIR;
+	req->dir = told->dir;
+	req->length = 0;
+	req->last = NULL;
+	req->listed = NULL;
+	req->old_withheld = false;
+	req->lost = false;
+	for (off = 0; off < told->length; off += record->size) {
+		record = (const void *)told->records + off;
+		request_add(req, record);
+	}
+	ksmbd_revert_fsids(req->work);
+	req->dir = NULL;
+
+	if (req->lost || req->length > req->limit)
+		return STATUS_NOTIFY_ENUM_DIR;
+	if (req->length)
+		return STATUS_SUCCESS;
+	kvfree(req->response);
+	req->response = NULL;
+	return STATUS_PENDING;
 }

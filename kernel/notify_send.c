@@ -34,7 +34,8 @@ void notify_request_send(struct ksmbd_notify_request *req)
 
 	lockdep_assert_held(&notify_lock);
 
-	if (req->held || !req->handled || (req->interim && !req->done))
+	if (req->held || !req->handled ||
+	    (req->interim && !req->told && !req->done))
 		return;
 	if (list_empty(&req->send))
 		list_add_tail(&req->send, &conn->notify.send);
@@ -210,10 +211,33 @@ void notify_request_free(struct ksmbd_notify_request *req)
 	ksmbd_conn_r_count_dec(conn);
 }
 
+/* Finds out how @req ends, which the daemon has completed. */
+static void request_end_told(struct ksmbd_notify_request *req,
+			     struct notify_told *told)
+{
+	__le32 status = STATUS_NOTIFY_CLEANUP;
+
+	if (!conn_is_dead(req->work->conn))
+		status = notify_request_fill(req, told);
+	notify_told_free(told);
+
+	spin_lock(&notify_lock);
+	if (status == STATUS_PENDING) {
+		notify_request_withheld(req);
+	} else {
+		list_del_init(&req->entry);
+		req->status = status;
+		req->done = true;
+		notify_request_send(req);
+	}
+	spin_unlock(&notify_lock);
+}
+
 /* What of the requests of @conn is to be sent next is made ready. */
 static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 {
 	struct ksmbd_notify_request *req;
+	struct notify_told *told;
 	bool interim = false;
 
 	spin_lock(&notify_lock);
@@ -226,6 +250,13 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 		req->final = !interim && req->done && !req->held;
 		if (interim || req->final)
 			break;
+		told = req->told;
+		req->told = NULL;
+		if (!told)
+			continue;
+		spin_unlock(&notify_lock);
+		request_end_told(req, told);
+		spin_lock(&notify_lock);
 	}
 	spin_unlock(&notify_lock);
 
@@ -245,7 +276,7 @@ static void request_sent(struct ksmbd_notify_request *req)
 	}
 	spin_lock(&notify_lock);
 	req->interim = true;
-	if (req->done && list_empty(&req->send))
+	if ((req->done || req->told) && list_empty(&req->send))
 		list_add(&req->send, &req->work->conn->notify.send);
 	spin_unlock(&notify_lock);
 }
@@ -279,6 +310,9 @@ static void notify_conn_work(struct work_struct *ws)
 
 void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
 {
+	static atomic64_t last_id;
+
+	nc->id = atomic64_inc_return(&last_id);
 	INIT_LIST_HEAD(&nc->send);
 	INIT_DELAYED_WORK(&nc->work, notify_conn_work);
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,14 +93,21 @@ func TestDaemonWaitsAndEnds(t *testing.T) {
 func TestStore(t *testing.T) {
 	socket := listenSystemd(t)
 	s := &systemd{log: slog.New(slog.NewTextHandler(t.Output(), nil)), limit: "16384"}
-	queue, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
+	left := []ipc.Part{
+		{Superblock: ipc.Superblock{Type: "ext4", Device: "8:1"},
+			Watches: map[uint64]ipc.Left{1: {Whole: true, Records: []genl.Record{{Action: genl.ActionAdded, Name: "d/\xff", Directory: "\x00\xfe"}}}, 2: {Mounts: []string{"m"}}}},
+		{Superblock: ipc.Superblock{Type: "xfs", Device: "8:2"}, Watches: map[uint64]ipc.Left{3: {}}},
 	}
-	left := map[uint64]ipc.Left{1: {Whole: true, Records: []genl.Record{{Action: genl.ActionAdded, Name: "d/\xff", Directory: "\x00\xfe"}}}, 2: {Mounts: []string{"m"}}}
-	s.store(&ipc.Handover{Queue: queue, Family: 30, Registrations: 3, Watches: left})
-	var kept *os.File
-	for _, name := range []string{storedQueue, storedWatches} {
+	for i := range left {
+		queue, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left[i].Queue = queue
+	}
+	s.store(&ipc.Handover{Family: 30, Registrations: 3, Parts: left})
+	kept := make(map[string]*os.File)
+	for _, name := range []string{storedQueue + "0", storedQueue + "1", storedWatches} {
 		said, rights := make([]byte, 1000), make([]byte, unix.CmsgSpace(4))
 		n, nrights, _, _, err := socket.ReadMsgUnix(said, rights)
 		if err != nil {
@@ -116,15 +124,28 @@ func TestStore(t *testing.T) {
 		if err != nil || len(fds) != 1 {
 			t.Fatalf("%d files, %v", len(fds), err)
 		}
-		kept = os.NewFile(uintptr(fds[0]), name)
-		defer kept.Close()
+		kept[name] = os.NewFile(uintptr(fds[0]), name)
+		defer kept[name].Close()
 	}
-	var h ipc.Handover
-	if err := decode(kept, &h, "131072"); err == nil || h.Watches != nil {
+	if _, err := decode(kept, "131072"); err == nil {
 		t.Error("it can be had though the queue is shorter than one would be now")
 	}
-	if err := decode(kept, &h, s.limit); err != nil || h.Family != 30 || h.Registrations != 3 || !reflect.DeepEqual(h.Watches, left) {
-		t.Errorf("read %+v, %v", h, err)
+	h, err := decode(kept, s.limit)
+	if err != nil || h.Family != 30 || h.Registrations != 3 || len(h.Parts) != 2 {
+		t.Fatalf("read %+v, %v", h, err)
+	}
+	for i, part := range h.Parts {
+		if part.Queue != kept[storedQueue+strconv.Itoa(i)] || part.Superblock != left[i].Superblock || !reflect.DeepEqual(part.Watches, left[i].Watches) {
+			t.Errorf("part %d: %+v", i, part)
+		}
+	}
+	delete(kept, storedQueue+"1")
+	if _, err := decode(kept, s.limit); err == nil {
+		t.Error("a queue is missing, and that is no error")
+	}
+	// The version before had one queue, and other words for what is in it.
+	if _, err := decode(map[string]*os.File{"fanotify": kept[storedQueue+"0"], "watches": kept[storedWatches]}, s.limit); err == nil {
+		t.Error("what another version left is taken")
 	}
 }
 

@@ -76,6 +76,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return runWatch(rest[1:], o.verbose, stdout, stderr)
 	case len(rest) > 0 && rest[0] == "check":
 		return runCheck(rest[1:], stdout, stderr)
+	case len(rest) == 1 && rest[0] == serveGroup:
+		return finish(stderr, runGroup(stderr))
 	case len(rest) > 0 && rest[0] == "status":
 		return runStatus(rest[1:], stdout, stderr)
 	case len(rest) > 0 && rest[0] == "trace":

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/genl"
+	"ksmbd-notifyd/ipc"
 )
 
 // TestMain makes the test's program be ksmbd-notifyd where a test says so.
@@ -198,18 +199,17 @@ func TestRecordLines(t *testing.T) {
 		{"\xff\xfea", `ADDED             "\xff\xfea"`, "\ufffd\ufffda"},
 		{"end ", `ADDED             "end "`, "end "},
 	} {
-		records := []genl.Record{{Action: genl.ActionAdded, Name: test.name}}
+		added := []ipc.Completion{{Records: []genl.Record{{Action: genl.ActionAdded, Name: test.name}}}}
 		var out bytes.Buffer
 		c := &client{out: &out}
-		if err := c.Complete(1, records); err != nil || out.String() != test.human+"\n" {
+		c.Complete(added)
+		if out.String() != test.human+"\n" {
 			t.Errorf("%q is printed as %q, want %q", test.name, &out, test.human)
 		}
 
 		out.Reset()
 		c.json = true
-		if err := c.Complete(1, records); err != nil {
-			t.Error(err)
-		}
+		c.Complete(added)
 		var got map[string]string
 		line := out.Bytes()
 		if err := json.Unmarshal(line, &got); err != nil || !utf8.Valid(line) || bytes.Count(line, []byte("\n")) != 1 {
@@ -221,9 +221,9 @@ func TestRecordLines(t *testing.T) {
 	}
 	var out bytes.Buffer
 	c := &client{out: &out}
-	c.CompleteStatus(1, genl.StatusEnumDir)
+	c.Complete([]ipc.Completion{{Status: genl.StatusEnumDir}})
 	c.json = true
-	c.CompleteStatus(2, genl.StatusEnumDir)
+	c.Complete([]ipc.Completion{{Status: genl.StatusEnumDir}})
 	if want := "ENUM_DIR\n" + `{"action":"ENUM_DIR","name":""}` + "\n"; out.String() != want {
 		t.Errorf("ENUM_DIR is printed as %q, want %q", &out, want)
 	}

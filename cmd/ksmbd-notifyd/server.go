@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"syscall"
@@ -15,7 +16,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"ksmbd-notifyd/fanotify"
 	"ksmbd-notifyd/ipc"
 )
 
@@ -38,7 +38,7 @@ func (s *server) serve(stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// One goroutine has all the work: others to wake only delay it.
+	// Its goroutines work one after the other: processors to wake only delay them.
 	runtime.GOMAXPROCS(1)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -61,12 +61,11 @@ func (s *server) serve(stderr io.Writer) error {
 		defer status.Close()
 	}
 	systemd := &systemd{log: s.log, root: "/", limit: queueLimit()}
-	group, err := fanotify.Open(quieter(s.log))
-	if err != nil {
+	open := opener(stderr, s.log)
+	if err := tryFanotify(open); err != nil {
 		return err
 	}
-	defer group.Close()
-	s.daemon = ipc.NewDaemon(s.log, ipc.Fanotify(group))
+	s.daemon = ipc.NewDaemon(s.log, open)
 	s.daemon.Once = s.once
 	s.daemon.Policy = settings.policy
 	s.daemon.Changed = systemd.changed
@@ -113,4 +112,41 @@ func (s *server) reload(ctx context.Context, hangup <-chan os.Signal) {
 
 func (s *server) setLevel(settings settings) {
 	s.level.Set(verbosity[max(s.verbose, settings.verbose)])
+}
+
+// serveGroup is the command by which the daemon starts itself for a filesystem that
+// may hang. It is not for people.
+const serveGroup = "serve-group"
+
+// opener opens the groups of the daemon.
+func opener(stderr io.Writer, log *slog.Logger) ipc.Opener {
+	here := ipc.OpenFanotify(quieter(log))
+	elsewhere := ipc.OpenProcess(func() *exec.Cmd {
+		cmd := exec.Command("/proc/self/exe", serveGroup)
+		cmd.Stderr = stderr
+		return cmd
+	})
+	return func(fs ipc.Superblock) (ipc.Group, error) {
+		if ipc.MayHang(fs.Type) {
+			return elsewhere(fs)
+		}
+		return here(fs)
+	}
+}
+
+// runGroup is that command. It ends with the daemon, and not before.
+func runGroup(stderr io.Writer) error {
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	runtime.GOMAXPROCS(1)
+	log := newLogger(stderr, new(slog.LevelVar))
+	return ipc.ServeGroup(os.NewFile(3, "calls"), os.NewFile(4, "wakes"), ipc.OpenFanotify(quieter(log)))
+}
+
+// tryFanotify fails if there is none: before a client needs it.
+func tryFanotify(open ipc.Opener) error {
+	group, err := open(ipc.Superblock{})
+	if err != nil {
+		return err
+	}
+	return group.Close()
 }

@@ -264,7 +264,7 @@ func (r *report) print(w io.Writer) error {
 	row("ENUM_DIR", fmt.Sprintf("%d told", r.Total.EnumDirs))
 	t.Flush()
 
-	if len(r.Watches) > 0 {
+	if len(r.Filesystems) > 0 {
 		row()
 		row("FILESYSTEM", "DEVICE", "STRATEGY", "WATCHES", "TOLD")
 		for _, f := range r.Filesystems {
@@ -272,9 +272,14 @@ func (r *report) print(w io.Writer) error {
 			if f.MountOnly {
 				told = "only what goes through this mount"
 			}
+			if f.Stuck != nil {
+				told = fmt.Sprintf("nothing: has not answered since %s: %s", stamp(f.Stuck.Since), printable(f.Stuck.What))
+			}
 			row(f.Type, f.Device, f.Strategy, f.Watches, told)
 		}
 		t.Flush()
+	}
+	if len(r.Watches) > 0 {
 		row()
 		row("DIRECTORY", "TREE", "USER", "SHARE", "SINCE", "PENDING", "QUEUED", "OVERFLOWS", "FILTER")
 		for _, s := range r.Watches {

@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -80,19 +82,25 @@ func (s *systemd) tell(state string) {
 	}
 }
 
-// The names of what systemd keeps for the next daemon, see FDSTORE in sd_notify(3).
+// The names of what systemd keeps for the next daemon, see FDSTORE in sd_notify(3):
+// the queues, with a number each, and what was watched in them. Versions that do
+// not know each other's watches know no such file.
 const (
-	storedQueue   = "fanotify"
-	storedWatches = "watches"
+	storedQueue   = "fanotify."
+	storedWatches = "watches.2"
 )
 
 // store has systemd keep h for the daemon that it starts next, if it does.
 func (s *systemd) store(h *ipc.Handover) {
-	defer h.Queue.Close()
+	defer h.Close()
 	watches, err := encode(h, s.limit)
 	if err == nil {
 		defer watches.Close()
-		err = s.keep(storedQueue, h.Queue)
+		for i, part := range h.Parts {
+			if err == nil {
+				err = s.keep(storedQueue+strconv.Itoa(i), part.Queue)
+			}
+		}
 	}
 	if err == nil {
 		err = s.keep(storedWatches, watches)
@@ -102,13 +110,18 @@ func (s *systemd) store(h *ipc.Handover) {
 	}
 }
 
-// stored is what of a Handover is in a file, and the limit that its queue has
-// had since it was opened.
+// stored is what of a Handover is in a file, and the limit that its queues have
+// had since they were opened.
 type stored struct {
 	Limit         string
 	Family        uint16
 	Registrations uint32
-	Watches       map[uint64]ipc.Left
+	Parts         []storedPart
+}
+
+type storedPart struct {
+	ipc.Superblock
+	Watches map[uint64]ipc.Left
 }
 
 // encode puts h in a file of the memory's, since of the disk none is needed.
@@ -118,7 +131,11 @@ func encode(h *ipc.Handover, limit string) (*os.File, error) {
 		return nil, fmt.Errorf("creating a memfd: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), storedWatches)
-	if err := gob.NewEncoder(f).Encode(stored{limit, h.Family, h.Registrations, h.Watches}); err != nil {
+	all := stored{Limit: limit, Family: h.Family, Registrations: h.Registrations}
+	for _, part := range h.Parts {
+		all.Parts = append(all.Parts, storedPart{part.Superblock, part.Watches})
+	}
+	if err := gob.NewEncoder(f).Encode(all); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -138,22 +155,16 @@ func (s *systemd) keep(name string, f *os.File) error {
 func (s *systemd) inherited() *ipc.Handover {
 	named := make(map[string]*os.File)
 	files := activation.Files(true)
+	if len(files) == 0 {
+		return nil
+	}
 	for _, f := range files {
 		named[f.Name()] = f
 		s.tell("FDSTOREREMOVE=1\nFDNAME=" + f.Name())
 	}
-	h, watches := &ipc.Handover{Queue: named[storedQueue]}, named[storedWatches]
-	var err error
-	switch {
-	case len(files) == 0:
-		return nil
-	case len(files) != 2 || h.Queue == nil || watches == nil: // or they may be of two daemons
-		err = errors.New("the last daemon left a queue without watches, or watches without a queue")
-	default:
-		err = decode(watches, h, s.limit)
-	}
+	h, err := decode(named, s.limit)
 	for _, f := range files {
-		if err != nil || f != h.Queue {
+		if h == nil || !slices.ContainsFunc(h.Parts, func(part ipc.Part) bool { return part.Queue == f }) {
 			f.Close()
 		}
 	}
@@ -164,20 +175,31 @@ func (s *systemd) inherited() *ipc.Handover {
 	return h
 }
 
-// decode reads what encode wrote.
-func decode(f *os.File, h *ipc.Handover, limit string) error {
+// decode puts together what store has left.
+func decode(files map[string]*os.File, limit string) (*ipc.Handover, error) {
+	f := files[storedWatches]
+	if f == nil {
+		return nil, errors.New("the last daemon left nothing that this one knows")
+	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+		return nil, err
 	}
-	var s stored
-	if err := gob.NewDecoder(f).Decode(&s); err != nil {
-		return fmt.Errorf("reading what the last daemon left: %w", err)
+	var all stored
+	if err := gob.NewDecoder(f).Decode(&all); err != nil {
+		return nil, fmt.Errorf("reading what the last daemon left: %w", err)
 	}
-	if s.Limit != limit {
-		return errors.New("fs.fanotify.max_queued_events was changed")
+	if all.Limit != limit {
+		return nil, errors.New("fs.fanotify.max_queued_events was changed")
 	}
-	h.Family, h.Registrations, h.Watches = s.Family, s.Registrations, s.Watches
-	return nil
+	h := &ipc.Handover{Family: all.Family, Registrations: all.Registrations}
+	for i, part := range all.Parts {
+		queue := files[storedQueue+strconv.Itoa(i)]
+		if queue == nil || len(files) != len(all.Parts)+1 { // or they may be of two daemons
+			return nil, errors.New("the last daemon left watches without a queue, or queues without watches")
+		}
+		h.Parts = append(h.Parts, ipc.Part{Superblock: part.Superblock, Queue: queue, Watches: part.Watches})
+	}
+	return h, nil
 }
 
 // limitFile is, below the root, what limits the fanotify queues that are opened.

@@ -13,12 +13,12 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"ksmbd-notifyd/fanotify"
 	"ksmbd-notifyd/genl"
 	"ksmbd-notifyd/ipc"
 )
@@ -121,12 +121,12 @@ func watch(ctx context.Context, log *slog.Logger, c *client) error {
 	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
-	group, err := fanotify.Open(quieter(log))
-	if err != nil {
+	open := ipc.OpenFanotify(quieter(log))
+	if err := tryFanotify(open); err != nil {
 		return err
 	}
-	defer group.Close()
-	return ipc.Serve(ctx, log, c, nil, ipc.Fanotify(group))
+	c.bell = make(chan struct{}, 1)
+	return ipc.Serve(ctx, log, c, c.bell, open)
 }
 
 // client is an ipc.Kernel without ksmbd: it has one client that watches one
@@ -140,77 +140,108 @@ type client struct {
 	out    io.Writer // records
 	msg    io.Writer // messages
 
-	next    uint64 // number of calls of Next that handed out something
-	pending bool   // a request is
-	armed   bool   // said so
-	end     error  // why nothing more comes
+	bell    chan struct{} // has a value when Next is to be called
+	mu      sync.Mutex    // of what follows
+	next    uint64        // how many items were handed out
+	pending bool          // a request is
+	armed   bool          // said so
+	end     error         // why nothing more comes
 }
 
 // Next implements ipc.Kernel.
-func (c *client) Next() (genl.Item, error) {
+func (c *client) Next() ([]genl.Item, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	item := genl.Item{WatchID: 1, FD: -1, BufferLength: watchBuffer}
 	switch {
 	case c.end != nil:
-		return item, c.end
+		return nil, c.end
 	case c.next == 0:
 		fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return item, fmt.Errorf("%s: %w", c.dir, err)
+			return nil, fmt.Errorf("%s: %w", c.dir, err)
 		}
 		item.Type = genl.ItemTypeWatch
 		item.FD, item.Filter, item.Tree = fd, uint32(c.filter), c.tree
+		item.Filesystem = kindOf(fd)
 	case !c.pending:
 		item.Type = genl.ItemTypeRequest
 		item.RequestID = c.next
 		c.pending = true
 	default:
-		if !c.armed { // the items before were acted upon
-			c.armed = true
-			fmt.Fprintf(c.msg, "watching %s\n", c.dir)
-		}
-		return item, ipc.ErrAgain
+		return nil, nil
 	}
 	c.next++
-	return item, nil
+	return []genl.Item{item}, nil
 }
 
-// Armed implements ipc.Kernel.
-func (c *client) Armed(_ uint64, errno unix.Errno) error {
-	c.end = fmt.Errorf("%s cannot be watched: %w", c.dir, errno)
-	return nil
+// kindOf returns the type of the filesystem that a directory is on.
+func kindOf(fd int) string {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return "?"
+	}
+	dir := os.NewFile(uintptr(dup), "")
+	defer dir.Close()
+	kind, _ := ipc.FilesystemOf(dir)
+	return kind
 }
+
+// Ack implements ipc.Kernel.
+func (c *client) Ack(_ uint64, errno unix.Errno) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.end != nil:
+	case errno != 0:
+		c.end = fmt.Errorf("%s cannot be watched: %w", c.dir, errno)
+		select {
+		case c.bell <- struct{}{}:
+		default:
+		}
+	case !c.armed: // the watch goes first
+		c.armed = true
+		fmt.Fprintf(c.msg, "watching %s\n", c.dir)
+	}
+}
+
+// Flush implements ipc.Kernel.
+func (c *client) Flush() {}
 
 // Causes implements ipc.Kernel: there are no SMB requests.
 func (c *client) Causes() (genl.Causes, error) { return genl.Causes{}, nil }
 
 // Complete implements ipc.Kernel.
-func (c *client) Complete(_ uint64, records []genl.Record) error {
-	var b bytes.Buffer
-	for _, r := range records {
-		c.print(&b, r.Action.String(), r.Name)
+func (c *client) Complete(completions []ipc.Completion) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case c.bell <- struct{}{}: // the next request
+	default:
 	}
-	return c.answered(b.Bytes())
-}
-
-// CompleteStatus implements ipc.Kernel.
-func (c *client) CompleteStatus(_ uint64, status genl.Status) error {
-	if status == genl.StatusDeletePending {
-		c.end = fmt.Errorf("%s was removed", c.dir)
-		return nil
+	for _, done := range completions {
+		var b bytes.Buffer
+		switch {
+		case done.Status == genl.StatusDeletePending:
+			c.end = fmt.Errorf("%s was removed", c.dir)
+			return
+		case done.Status != 0:
+			c.print(&b, done.Status.String(), "")
+		}
+		for _, r := range done.Records {
+			c.print(&b, r.Action.String(), r.Name)
+		}
+		c.answered(b.Bytes())
 	}
-	var b bytes.Buffer
-	c.print(&b, status.String(), "")
-	return c.answered(b.Bytes())
 }
 
 // answered writes lines at once. There is no other output to fall back on when
 // that fails.
-func (c *client) answered(lines []byte) error {
+func (c *client) answered(lines []byte) {
 	if _, err := c.out.Write(lines); err != nil {
 		c.end = fmt.Errorf("writing records: %w", err)
 	}
 	c.pending = false
-	return nil
 }
 
 // print adds a record's line to b.

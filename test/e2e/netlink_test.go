@@ -100,10 +100,10 @@ func TestMalformedNetlink(t *testing.T) {
 	register := func(version uint32) []byte {
 		return attributes(t, func(e *netlink.AttributeEncoder) { e.Uint32(genl.ARegisterVersion, version) })
 	}
-	armed := func(watch uint64, errno uint32) []byte {
+	ack := func(id uint64, errno uint32) []byte {
 		return attributes(t, func(e *netlink.AttributeEncoder) {
-			e.Uint64(genl.AArmedWatchID, watch)
-			e.Uint32(genl.AArmedErrno, errno)
+			e.Uint64(genl.AAckID, id)
+			e.Uint32(genl.AAckErrno, errno)
 		})
 	}
 	status := func(request uint64, status uint32) []byte {
@@ -139,17 +139,18 @@ func TestMalformedNetlink(t *testing.T) {
 	}
 	check(f, []message{
 		{"next, unregistered", genl.CmdNext, nil, unix.EPERM, false},
-		{"armed, unregistered", genl.CmdArmed, armed(1, 1), unix.EPERM, false},
+		{"ack, unregistered", genl.CmdAck, ack(1, 1), unix.EPERM, false},
 		{"complete, unregistered", genl.CmdComplete, status(1, 1), unix.EPERM, false},
 		{"ready is not for daemons", genl.CmdReady, nil, unix.EOPNOTSUPP, false},
 		{"no such command", 200, nil, unix.EOPNOTSUPP, false},
 		{"register without version", genl.CmdRegister, nil, unix.EINVAL, false},
 		{"register of version 0", genl.CmdRegister, register(0), unix.EPROTONOSUPPORT, true},
+		{"register of the version before", genl.CmdRegister, register(genl.ProtocolVersion - 1), unix.EPROTONOSUPPORT, true},
 		{"register of the last version", genl.CmdRegister, register(math.MaxUint32), unix.EPROTONOSUPPORT, true},
 		{"register with half a version", genl.CmdRegister, attributes(t, func(e *netlink.AttributeEncoder) {
 			e.Uint16(genl.ARegisterVersion, 1)
 		}), unix.EINVAL, true},
-		{"register, and rubbish after it", genl.CmdRegister, append(register(1), 1, 2, 3, 4, 5, 6, 7, 8), unix.EINVAL, true},
+		{"register, and rubbish after it", genl.CmdRegister, append(register(genl.ProtocolVersion), 1, 2, 3, 4, 5, 6, 7, 8), unix.EINVAL, true},
 		{"register", genl.CmdRegister, register(genl.ProtocolVersion), nil, false},
 	})
 	check(dialFamily(t), []message{
@@ -160,11 +161,11 @@ func TestMalformedNetlink(t *testing.T) {
 	long := strings.Repeat("x", 4096)
 	check(f, []message{
 		{"register again", genl.CmdRegister, register(genl.ProtocolVersion), unix.EBUSY, true},
-		{"next with nothing queued", genl.CmdNext, nil, unix.EAGAIN, false},
-		{"armed with nothing", genl.CmdArmed, nil, unix.EINVAL, false},
-		{"armed, no watch", genl.CmdArmed, armed(1<<60, 5), unix.ENOENT, false},
-		{"armed, errno 0", genl.CmdArmed, armed(1, 0), unix.ERANGE, true},
-		{"armed, errno 4096", genl.CmdArmed, armed(1, 4096), unix.ERANGE, true},
+		{"next with nothing queued", genl.CmdNext, nil, nil, false},
+		{"ack of nothing", genl.CmdAck, nil, unix.EINVAL, false},
+		{"ack, no such item", genl.CmdAck, ack(1<<60, 5), unix.ENOENT, false},
+		{"ack, errno 0", genl.CmdAck, ack(1, 0), unix.ERANGE, true},
+		{"ack, errno 4096", genl.CmdAck, ack(1, 4096), unix.ERANGE, true},
 		{"complete with nothing", genl.CmdComplete, nil, unix.EINVAL, false},
 		{"complete, no request", genl.CmdComplete, status(1<<60, 1), unix.ENOENT, false},
 		{"complete with status 0", genl.CmdComplete, status(1, 0), unix.ERANGE, true},

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package genl
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What is appended is what the library takes for a message.
+func TestAppendMessage(t *testing.T) {
+	b := []byte("before")
+	b = Ack{ID: 1, Errno: 2}.Append(AppendMessage(b, 30, CmdAck, 7))
+	EndMessage(b, len("before"))
+	var m netlink.Message
+	if err := m.UnmarshalBinary(b[len("before"):]); err != nil {
+		t.Fatal(err)
+	}
+	if h := m.Header; h.Type != 30 || h.Flags != netlink.Request || h.Sequence != 7 || int(h.Length) != len(b)-len("before") {
+		t.Errorf("header %+v", h)
+	}
+	if !bytes.Equal(m.Data[:4], []byte{CmdAck, FamilyVersion, 0, 0}) {
+		t.Errorf("generic header % x", m.Data[:4])
+	}
+	if a, err := DecodeAck(m.Data[4:]); err != nil || a != (Ack{1, 2}) {
+		t.Errorf("ack %+v, %v", a, err)
+	}
+}
+
+// fromKernel is a message as the kernel makes it.
+func fromKernel(kind uint16, flags uint16, seq uint32, body ...[]byte) []byte {
+	b := AppendMessage(nil, kind, 0, seq)[:unix.NLMSG_HDRLEN]
+	b[6], b[7] = byte(flags), byte(flags>>8)
+	b = append(b, bytes.Join(body, nil)...)
+	EndMessage(b, 0)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+func TestNextMessage(t *testing.T) {
+	request := Ack{ID: 1}.Append(AppendMessage(nil, 30, CmdAck, 5))
+	EndMessage(request, 0)
+	enoent := []byte{0xfe, 0xff, 0xff, 0xff}
+	said := appendString(nil, errorWords, "in words\x00")
+	reply := []byte{CmdNext, 1, 0, 0, 4, 0, 1, 0}
+	b := bytes.Join([][]byte{
+		fromKernel(unix.NLMSG_ERROR, 0, 5, enoent, request),
+		fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 6, enoent, request, said),
+		fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, 7, enoent, request[:unix.NLMSG_HDRLEN], said),
+		fromKernel(30, 0, 8, reply),
+	}, nil)
+	for i, want := range []Message{
+		{Seq: 5, Errno: unix.ENOENT},
+		{Seq: 6, Errno: unix.ENOENT, Words: "in words"},
+		{Seq: 7, Errno: unix.ENOENT, Words: "in words"},
+		{Seq: 8, Reply: true, Cmd: CmdNext, Data: reply[4:]},
+	} {
+		var m Message
+		var err error
+		m, b, err = NextMessage(b)
+		if err != nil || m.Seq != want.Seq || m.Errno != want.Errno || m.Words != want.Words || m.Reply != want.Reply || m.Cmd != want.Cmd || !bytes.Equal(m.Data, want.Data) {
+			t.Errorf("message %d: %+v, %v, want %+v", i, m, err, want)
+		}
+	}
+	if len(b) != 0 {
+		t.Errorf("% x is left", b)
+	}
+}
+
+func FuzzNextMessage(f *testing.F) {
+	f.Add(fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 6, make([]byte, 40)))
+	f.Add(fromKernel(30, 0, 8, make([]byte, 8)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for len(b) > 0 {
+			_, rest, err := NextMessage(b)
+			if err != nil {
+				if !errors.Is(err, ErrMalformed) {
+					t.Fatal(err)
+				}
+				return
+			}
+			if len(rest) >= len(b) {
+				t.Fatal("no progress")
+			}
+			b = rest
+		}
+	})
+}
