@@ -42,6 +42,7 @@ var shares = []struct{ name, dir, options string }{
 	{"INNER", "outer/inner", ""},
 	{"BESIDE", "outer/beside", ""},
 	{"OUTER", "outer", ""},
+	{"HANGS", "../hangs/share", ""}, // see TestHangingShare
 	{lanes[0], "lane0", laneOptions},
 	{lanes[1], "lane1", laneOptions},
 	{lanes[2], "lane2", laneOptions},

@@ -37,7 +37,7 @@ if [ -n "${DEBUG:-}" ]; then
 	# Each fuzzer runs for FUZZ, and the rest takes half an hour at the most.
 	each=$(sed -E 's/h/*3600+/; s/m/*60+/; s/s$/+/; s/$/0/' <<< "${FUZZ:-10s}")
 	# For basedir see below. What is measured is not measured in such a kernel.
-	guest "$name" $((4 * (each) + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve"
+	guest "$name" $((4 * (each) + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare"
 	exit
 fi
 skip+='|TestFuzzAllocations' # it wants failslab
