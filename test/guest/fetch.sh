@@ -66,8 +66,8 @@ for p in "${image[@]}"; do dpkg-deb -x "dl/${p}"_*.deb img; done
 if [ ! -e img/boot ]; then # all of it is in usr/lib/modules
 	mkdir img/boot
 	ln -s "../usr/lib/modules/$kver/vmlinuz" "img/boot/vmlinuz-$kver"
-	ln -s usr/lib img/lib
 fi
+[ -e img/lib ] || ln -s usr/lib img/lib
 for d in dl/linux-headers-*.deb dl/linux-kbuild-*.deb; do dpkg-deb -x "$d" hdr; done
 # The headers' Makefile names /usr/src; unpacked elsewhere they find each other as neighbours.
 sed -i 's#/usr/src/#../#' "hdr/usr/src/linux-headers-$kver/Makefile"
