@@ -121,6 +121,11 @@ func newEvent(records []genl.Record) event {
 	return e
 }
 
+// room says whether the queue takes an event more, or has lost all in any case.
+func (q *queue) room(e event) bool {
+	return q.lost || align4(q.size)+e.first+e.others <= q.limit
+}
+
 // push queues the records of an event, after merging the first with an equal
 // neighbour. What does not fit makes the queue overflow; why is told. What leaves it
 // again at once need not be charged.

@@ -668,6 +668,11 @@ func (l *worker) changed(w *watch, c fanotify.Change) {
 	if len(e.records) == 0 {
 		return
 	}
+	// A request that waits for its turn is served now, rather than that its client lists anew.
+	if len(w.pending) == 0 && !w.queue.room(e) {
+		l.hurry(w)
+		l.deliver(w)
+	}
 	if len(w.queue.records) == 0 {
 		w.queue.since = l.read
 	}
@@ -675,9 +680,6 @@ func (l *worker) changed(w *watch, c fanotify.Change) {
 	direct := len(w.pending) > 0 && !w.queue.waiting() && !w.telling
 	if why := w.queue.push(e, !direct); why != "" {
 		l.overflowed(w, why)
-	}
-	if len(w.pending) == 0 && w.queue.size > w.queue.limit/2 {
-		l.hurry(w)
 	}
 	l.deliver(w)
 }
@@ -706,8 +708,8 @@ func equal(a, b fanotify.Change) bool {
 
 func same(a, b []byte) bool { return bytes.Equal(a, b) && (a == nil) == (b == nil) }
 
-// hurry has a request of w served before its turn: w's queue fills faster than
-// what is to be told goes by. What it is not told yet comes after what it is.
+// hurry has a request of w served before its turn, which is after all that had
+// happened when it came: w's queue is full. What it is not told comes after what it is.
 func (l *worker) hurry(w *watch) {
 	posted := l.posted.Load()
 	if l.looked == posted {
