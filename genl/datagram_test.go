@@ -4,6 +4,7 @@ package genl
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"testing"
 
@@ -34,7 +35,7 @@ func TestAppendMessage(t *testing.T) {
 // fromKernel is a message as the kernel makes it.
 func fromKernel(kind uint16, flags uint16, seq uint32, body ...[]byte) []byte {
 	b := AppendMessage(nil, kind, 0, seq)[:unix.NLMSG_HDRLEN]
-	b[6], b[7] = byte(flags), byte(flags>>8)
+	binary.NativeEndian.PutUint16(b[6:], flags)
 	b = append(b, bytes.Join(body, nil)...)
 	EndMessage(b, 0)
 	for len(b)%4 != 0 {
@@ -46,7 +47,7 @@ func fromKernel(kind uint16, flags uint16, seq uint32, body ...[]byte) []byte {
 func TestNextMessage(t *testing.T) {
 	request := Ack{ID: 1}.Append(AppendMessage(nil, 30, CmdAck, 5))
 	EndMessage(request, 0)
-	enoent := []byte{0xfe, 0xff, 0xff, 0xff}
+	enoent := binary.NativeEndian.AppendUint32(nil, ^uint32(unix.ENOENT)+1)
 	said := appendString(nil, errorWords, "in words\x00")
 	reply := []byte{CmdNext, 1, 0, 0, 4, 0, 1, 0}
 	b := bytes.Join([][]byte{
