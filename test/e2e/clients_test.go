@@ -279,3 +279,43 @@ func TestBelowMount(t *testing.T) {
 		t.Errorf("told %v, want %v", got, want)
 	}
 }
+
+// TestStream: one request is told once, what made a stream as that and what wrote to it as that, however the stream was
+// opened.
+func TestStream(t *testing.T) {
+	begin(t)
+	for name, disposition := range map[string]uint32{
+		"create": smb2.DispositionCreate, "open-if": smb2.DispositionOpenIf, "overwrite-if": smb2.DispositionOverwriteIf,
+		"supersede": smb2.DispositionSupersede,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			w.touch("file")
+			w.ok(os.Chown(filepath.Join(w.dir, "file"), uid1, uid1))
+			_, tree := w.connect(smb2.Options{})
+			watch := func(filter smb2.Filter) (*smb2.File, smb2.NotifyParams) {
+				f, p := w.open(tree, ""), smb2.NotifyParams{Filter: filter | smb2.FilterFileName, Length: 4096}
+				w.arm(f, p)
+				return f, p
+			}
+			made, pMade := watch(smb2.FilterStreamName)
+			written, pWritten := watch(smb2.FilterStreamSize | smb2.FilterStreamWrite)
+			both, pBoth := watch(smb2.FilterStreamName | smb2.FilterStreamWrite)
+			other, pOther := watch(smb2.FilterAttributes | smb2.FilterSize | smb2.FilterLastWrite | smb2.FilterEA | smb2.FilterSecurity)
+
+			p := place{wire: w, tree: tree}
+			c := smb2.CreateParams{Name: w.path("file:stream"), Disposition: disposition}
+			w.ok(p.opened(c, func(f *smb2.File) error {
+				w.told(w.send(made, pMade), "MODIFIED file")
+				w.told(w.send(both, pBoth), "MODIFIED file")
+				return f.Write(w.ctx, 0, []byte("hello"))
+			}))
+			w.told(w.send(written, pWritten), "MODIFIED file")
+			w.told(w.send(both, pBoth), "MODIFIED file")
+			w.touch("end")
+			for _, end := range []*smb2.Call{w.send(made, pMade), w.send(written, pWritten), w.send(both, pBoth), w.send(other, pOther)} {
+				w.told(end, "ADDED end")
+			}
+		})
+	}
+}
