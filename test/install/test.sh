@@ -64,7 +64,7 @@ trigger() { in_root dpkg-trigger --no-await --by-package=ksmbd-notify-dkms /usr/
 # lacks WHAT LINE: of the kernel that is installed with WHAT wrong, LINE is said, and its own ksmbd is what stays.
 lacks() {
 	say "$1: $(grep -a '^ksmbd-notify-dkms: kernel' "$work/chroot.log" | tail -1)"
-	grep -qE "^ksmbd-notify-dkms: kernel $kver keeps its own ksmbd, .*: $2" "$root/var/lib/ksmbd-notify/$kver" || die "$1: no line that says: $2"
+	grep -qE "^ksmbd-notify-dkms: kernel ${kver//+/\\+} keeps its own ksmbd, .*: $2" "$root/var/lib/ksmbd-notify/$kver" || die "$1: no line that says: $2"
 	[ -z "$(ls "$updates" 2>/dev/null)" ] || die "$1: there is $(ls "$updates")"
 	grep -q '^kernel/fs/smb/server/ksmbd.ko' "$root/lib/modules/$kver/modules.dep" || die "$1: modprobe ksmbd would not take the kernel's own"
 	[ -z "$(in_root dpkg --audit && tail -1 "$work/chroot.log" | grep -a 'ksmbd-notify')" ] || die "$1: dpkg --audit complains"
