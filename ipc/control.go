@@ -13,8 +13,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
 
 	"ksmbd-notifyd/genl"
 )
@@ -41,7 +44,7 @@ func (c *control) tells(share string) bool {
 // Policy says what clients may have watched. The zero Policy lets them watch all.
 type Policy struct {
 	Off         bool            `json:"off"`              // no changes are told at all, but in Shares
-	Shares      map[string]bool `json:"shares,omitempty"` // whether changes are told, by the share's name in lower case
+	Shares      map[string]bool `json:"shares,omitempty"` // whether changes are told, by FoldShare of the share's name
 	UserWatches int             `json:"user_watches"`     // that a user may have open at once, 0 for any number
 }
 
@@ -68,9 +71,22 @@ func (p *Policy) String() string {
 	return strings.Join(words, "; ")
 }
 
+// FoldShare returns what all spellings of a share's name have in common: ksmbd and
+// ksmbd-tools compare names without their case, and with letters apart from what is
+// above and below them, which is also how ksmbd has the name.
+func FoldShare(name string) string {
+	if !utf8.ValidString(name) {
+		return strings.ToLower(name)
+	}
+	return norm.NFD.String(cases.Fold().String(norm.NFD.String(name)))
+}
+
 // Tells says whether changes in a share are told.
 func (p *Policy) Tells(share string) bool {
-	tells, known := p.Shares[strings.ToLower(share)]
+	if len(p.Shares) == 0 {
+		return !p.Off
+	}
+	tells, known := p.Shares[FoldShare(share)]
 	return tells || !known && !p.Off
 }
 

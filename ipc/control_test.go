@@ -25,6 +25,8 @@ func TestPolicyTells(t *testing.T) {
 		{Policy{Off: true}, "docs", false},
 		{Policy{Shares: map[string]bool{"docs": false}}, "DOCS", false},
 		{Policy{Shares: map[string]bool{"docs": false}}, "music", true},
+		{Policy{Shares: map[string]bool{FoldShare("Ärger"): false}}, "a\u0308rger", false}, // as ksmbd has it
+		{Policy{Shares: map[string]bool{FoldShare("Straße"): false}}, "STRASSE", false},
 		{Policy{Off: true, Shares: map[string]bool{"docs": true}}, "Docs", true},
 		{Policy{Off: true, Shares: map[string]bool{"docs": true}}, "music", false},
 	} {

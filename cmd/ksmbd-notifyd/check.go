@@ -447,7 +447,7 @@ func (m *machine) checkShares(c *checker, group *fanotify.Group, config string, 
 		}
 	}
 	for name := range policy.Shares {
-		if !slices.ContainsFunc(shares, func(s share) bool { return strings.EqualFold(s.name, name) }) {
+		if !slices.ContainsFunc(shares, func(s share) bool { return ipc.FoldShare(s.name) == name }) {
 			c.note("settings", "there is no share %s in %s to which settings could apply", printable(name), config)
 		}
 	}

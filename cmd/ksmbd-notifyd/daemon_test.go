@@ -203,7 +203,7 @@ func TestDaemonRefusesSettings(t *testing.T) {
 		{[]string{"-t", "--settings", good}, 0, ""},
 		{[]string{"-t", "--settings", bad}, 1, why},
 		{[]string{"--settings", bad}, 1, why},
-		{[]string{"--test", "--settings", "/nowhere"}, 0, ""},
+		{[]string{"--test", "--settings", "/nowhere"}, 1, "ksmbd-notifyd: reading /nowhere: no such file or directory\n"},
 	} {
 		var stdout, stderr strings.Builder
 		if status := run(test.args, &stdout, &stderr); status != test.status || stderr.String() != test.says || stdout.Len() > 0 {

@@ -5,11 +5,16 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/ipc"
 )
 
 // toolsRelease is one of ksmbd-tools, as much of it as matters here.
@@ -35,7 +40,7 @@ func (r toolsRelease) before(major, minor, patch int) bool {
 // entry is a key and its value in a section of ksmbd.conf(5).
 type entry struct{ key, value string }
 
-// section of ksmbd.conf(5). Sections of which the names differ in case only are one.
+// section of ksmbd.conf(5). Sections of which the names are spellings of one are one.
 type section struct {
 	name    string // as it was first
 	line    int
@@ -51,7 +56,7 @@ type conf struct {
 
 // readConf reads a file in the format of ksmbd.conf(5) as those tools do.
 func readConf(path string, tools toolsRelease) (*conf, error) {
-	text, err := os.ReadFile(path)
+	text, err := readShort(path)
 	if err != nil {
 		if e := (*fs.PathError)(nil); errors.As(err, &e) {
 			err = e.Err
@@ -63,6 +68,26 @@ func readConf(path string, tools toolsRelease) (*conf, error) {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// maxConf is more than any configuration takes.
+const maxConf = 16 << 20
+
+var errTooLong = fmt.Errorf("it has more than %d MiB, and is no configuration", maxConf>>20)
+
+// readShort reads a file of at most maxConf bytes, whatever it is: a pipe to which
+// nobody writes is empty, and a device does not go on for ever.
+func readShort(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConf+1))
+	if err == nil && len(text) > maxConf {
+		err = errTooLong
+	}
+	return text, err
 }
 
 // parseConf follows the parsers of ksmbd-tools 3.4 and 3.5, which differ: before
@@ -90,13 +115,33 @@ func parseConf(text string, tools toolsRelease) (*conf, error) {
 			why = "it is in no section"
 		}
 		if why != "" {
-			return nil, fmt.Errorf("line %d: %s: %s", n+1, printable(line), why)
+			return nil, fmt.Errorf("line %d: %s: %s", n+1, printable(shortened(line)), why+asOfWindows(line))
 		}
 		if current != nil && e.value != "" {
 			current.add(e, tools)
 		}
 	}
 	return c, nil
+}
+
+// shortened is enough of a line to find it by.
+func shortened(line string) string {
+	const enough = 80
+	if len(line) > enough {
+		return strings.ToValidUTF8(line[:enough], "") + "..."
+	}
+	return line
+}
+
+// asOfWindows says what editors of Windows leave in a line, which cannot be seen.
+func asOfWindows(line string) string {
+	switch {
+	case strings.HasPrefix(line, "\ufeff"):
+		return "; it begins with a byte order mark, remove that"
+	case strings.HasSuffix(line, "\r"):
+		return "; it ends in a carriage return, as all lines of Windows do: dos2unix removes them"
+	}
+	return ""
 }
 
 func isComment(s string) bool { return s == "" || s[0] == ';' || s[0] == '#' }
@@ -158,8 +203,9 @@ func (c *conf) add(name string, line int) *section {
 }
 
 func (c *conf) section(name string) *section {
+	folded := ipc.FoldShare(name)
 	for _, s := range c.sections {
-		if strings.EqualFold(s.name, name) {
+		if ipc.FoldShare(s.name) == folded {
 			return s
 		}
 	}

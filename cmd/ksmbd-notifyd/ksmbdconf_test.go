@@ -4,6 +4,7 @@ package main
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -43,6 +44,13 @@ func TestReadShares(t *testing.T) {
 		{name: "trailing blanks", text: "[a]\npath = /x \t\n", all: shares{{"a", "/x \t", nil}}},
 		{name: "blanks", text: " \t[a]\n\t path\t = \t/x\n", v347: shares{{"a", "/x", nil}}, v353: shares{{"a", "/x", nil}}, refused: "3.5.2"},
 		{name: "equals signs", text: "[a]\npath = /x=y\n", all: shares{{"a", "/x=y", nil}}},
+		{name: "letters of several parts", text: "[\u00c4rger]\npath = /a\n[a\u0308RGER]\npath = /b\n[STRASSE]\npath = /c\n[stra\u00dfe]\npath = /d\n",
+			all: shares{{"\u00c4rger", "/a", nil}, {"STRASSE", "/c", nil}}},
+		{name: "mark at the beginning", text: "\ufeff[a]\npath = /x\n", refused: "all"},
+		{name: "long line", text: "[a]\ncomment = " + strings.Repeat("x", 1<<20) + "\npath = /" + strings.Repeat("y", 5000) + "\n", all: shares{{"a", "/" + strings.Repeat("y", 5000), nil}}},
+		{name: "include", text: "include = /x\n", refused: "all"},
+		{name: "include in a section", text: "[global]\ninclude = /x\n[a]\npath = /srv/%S\n", all: shares{{"a", "/srv/%S", nil}}},
+		{name: "quotes", text: "[a]\npath = \"/srv/a\"\n", all: shares{{"a", "\"/srv/a\"", nil}}},
 		{name: "letters of others", text: "[Ärger]\npath = /ä\n[ärger]\npath = /b\n", all: shares{{"Ärger", "/ä", nil}}},
 	} {
 		for i, version := range []string{"3.4.7", "3.5.2", "3.5.3"} {

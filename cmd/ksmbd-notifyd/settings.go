@@ -24,11 +24,16 @@ type settings struct {
 	verbose int    // how many -v there are at least
 }
 
-// readSettings reads the file; one that is not there has none.
+// noSettings are what there is without a file.
+func noSettings() settings {
+	return settings{policy: ipc.Policy{Shares: make(map[string]bool)}, metrics: "127.0.0.1:9842"}
+}
+
+// readSettings reads the file. That which nobody has asked for need not be there.
 func readSettings(path string) (settings, error) {
-	s := settings{policy: ipc.Policy{Shares: make(map[string]bool)}, metrics: "127.0.0.1:9842"}
+	s := noSettings()
 	c, err := readConf(path, newestTools)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && path == settingsFile {
 		return s, nil
 	}
 	if err != nil {
@@ -74,7 +79,7 @@ func (s *settings) share(name string, e entry) (err error) {
 	if !strings.EqualFold(e.key, "change notify") {
 		return errUnknownKey
 	}
-	s.policy.Shares[strings.ToLower(name)], err = yes(e.value)
+	s.policy.Shares[ipc.FoldShare(name)], err = yes(e.value)
 	return err
 }
 

@@ -3,11 +3,15 @@
 package main
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/ipc"
 )
@@ -38,6 +42,32 @@ func TestReadSettings(t *testing.T) {
 	}
 }
 
+// A file that is none, or that somebody has named and is not there, is an error and
+// holds nobody up.
+func TestReadSettingsOfNoFile(t *testing.T) {
+	dir := t.TempDir()
+	fifo, unreadable := filepath.Join(dir, "fifo"), filepath.Join(dir, "link")
+	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.Symlink("link", unreadable)); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/nowhere": "no such file or directory", "": "no such file or directory", dir: "is a directory", "/dev/zero": "it has more than 16 MiB, and is no configuration",
+		unreadable: "too many levels of symbolic links", writeSettings(t, "[global]\r\nverbose = 1\r\n"): `line 1: "[global]\r": it is neither a section nor a key and its value; ` +
+			"it ends in a carriage return, as all lines of Windows do: dos2unix removes them",
+		writeSettings(t, "\ufeff[global]\n"):             `line 1: "\ufeff[global]": it is neither a section nor a key and its value; it begins with a byte order mark, remove that`,
+		writeSettings(t, strings.Repeat("x", 1000)+"\n"): "line 1: " + strings.Repeat("x", 80) + "...: it is neither a section nor a key and its value",
+	} {
+		if s, err := readSettings(path); err == nil || err.Error() != "reading "+path+": "+want {
+			t.Errorf("%s: %+v, %v, want %s", path, s, err, want)
+		}
+	}
+	for _, path := range []string{fifo, "/dev/null"} {
+		if s, err := readSettings(path); err != nil || !reflect.DeepEqual(s, noSettings()) {
+			t.Errorf("%s: %+v, %v", path, s, err)
+		}
+	}
+}
+
 // The file in the package has all settings, with the values that they have without
 // it, and all of its lines are in order.
 func TestReferenceSettings(t *testing.T) {
@@ -45,7 +75,7 @@ func TestReferenceSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	none, _ := readSettings("/nowhere")
+	none := noSettings()
 	if got, err := readSettings("../../packaging/ksmbd-notifyd.conf"); err != nil || !reflect.DeepEqual(got, none) {
 		t.Errorf("as it is: %+v, %v", got, err)
 	}

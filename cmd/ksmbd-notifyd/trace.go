@@ -83,7 +83,7 @@ func tracing(d *ipc.Daemon) http.HandlerFunc {
 		ctx, cancel := context.WithTimeout(r.Context(), answerWithin)
 		defer cancel()
 		t, stop, err := d.Trace(ctx, dir, func(s ipc.WatchStatus) bool {
-			return (share == "" || strings.EqualFold(share, s.Share)) &&
+			return (share == "" || ipc.FoldShare(share) == ipc.FoldShare(s.Share)) &&
 				(dir == "" || within(s.Directory, dir) || s.Tree && within(dir, s.Directory) || s.Directory == dir)
 		})
 		if err != nil {

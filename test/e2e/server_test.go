@@ -39,6 +39,7 @@ var shares = []struct{ name, dir, options string }{
 	{"ACL", "acl", "vfs objects = streams_xattr acl_xattr"},
 	{"DOTS", "dots", "hide dot files = no"},
 	{offShare, "off", ""},
+	{offToo, "off-too", ""},
 	{"INNER", "outer/inner", ""},
 	{"BESIDE", "outer/beside", ""},
 	{"OUTER", "outer", ""},
@@ -50,11 +51,15 @@ var shares = []struct{ name, dir, options string }{
 	{lanes[4], "lane4", laneOptions},
 }
 
-// offShare is one of which the settings say that no changes are told.
-const offShare = "OFF"
+// offShare and offToo are those of which the settings say that no changes are told. ksmbd has the name of the latter in
+// lower case, and its first letter in two parts.
+const (
+	offShare = "OFF"
+	offToo   = "Ärger"
+)
 
 // settings are the daemon's.
-const settings = "[" + offShare + "]\n\tchange notify = no\n"
+const settings = "[" + offShare + "]\n\tchange notify = no\n[" + offToo + "]\n\tchange notify = no\n"
 
 // lanes are shares for tests that run side by side.
 var lanes = []string{"LANE0", "LANE1", "LANE2", "LANE3", "LANE4"}

@@ -53,6 +53,7 @@ func TestNotifyOff(t *testing.T) {
 		}
 	}
 	refused(offShare)
+	refused(offToo)
 	w := startWatch(t, "", user1)
 	runSteps(t, w, sequence)
 
@@ -176,6 +177,9 @@ func TestCheckReadsAsTools(t *testing.T) {
 		"; [b]\n# [c]\n [a]\n path = /nowhere/%(a)s\\\n",
 		"[a]\npath = /nowhere/\"a\" 'b'\n",
 		"[Ärger]\npath = /nowhere/ä\n[ärger]\npath = /nowhere/b\n",
+		"[A\u0308rger]\npath = /nowhere/ä\n[\u00e4rger]\npath = /nowhere/b\n[Straße]\npath = /nowhere/c\n[STRASSE]\npath = /nowhere/d\n",
+		"\ufeff[a]\npath = /nowhere/a\n",
+		"[a]\npath = /nowhere/" + strings.Repeat("a", 2000) + "\n",
 	} {
 		file := filepath.Join(t.TempDir(), "ksmbd.conf")
 		if err := os.WriteFile(file, []byte(test), 0o644); err != nil {
