@@ -70,7 +70,7 @@ func newMachine(t *testing.T) *goodMachine {
 	g.write("proc/123/cmdline", "ksmbd.mountd\x00")
 	g.link("net:[1]", "proc/self/ns/net")
 	g.link("net:[1]", "proc/1/ns/net")
-	g.settings = filepath.Join(g.root, "ksmbd-notifyd.conf")
+	g.settings = g.write("ksmbd-notifyd.conf", "")
 	g.config = g.write("ksmbd.conf", "[global]\n[Docs]\n\tpath = "+tmpfs(t)+"\n")
 	return g
 }
@@ -189,6 +189,21 @@ func TestCheckMistakes(t *testing.T) {
 		{"DKMS without headers", func(g *goodMachine) { g.family, g.file = noFamily, ""; kernel(g, "6.12.1-amd64") },
 			"FAIL  module    there is no ksmbd in /lib/modules/6.12.1-amd64: ksmbd-notify-dkms is installed and has not built it: " +
 				"install linux-headers-6.12.1-amd64\n", false},
+		{"DKMS that could not build it", func(g *goodMachine) {
+			g.family, g.release = noFamily, ""
+			kernel(g, "6.12.1-amd64")
+			g.write("var/lib/ksmbd-notify/6.12.1-amd64", "ksmbd-notify-dkms: kernel 6.12.1-amd64 keeps its own ksmbd, which tells no changes: "+
+				"/x.tar.xz: it cannot be unpacked, fetch it anew; then: /usr/src/ksmbd-notify-1.0/install.sh\n")
+		}, "FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko is the stock one and cannot notify: ksmbd-notify-dkms is installed and has not built it: " +
+			"/x.tar.xz: it cannot be unpacked, fetch it anew; then: /usr/src/ksmbd-notify-1.0/install.sh\n", false},
+		{"DKMS that could not build it for the next kernel", func(g *goodMachine) {
+			kernel(g, "6.12.9-amd64")
+			g.write("var/lib/ksmbd-notify/6.12.9-amd64", "ksmbd-notify-dkms: kernel 6.12.9-amd64 keeps its own ksmbd, which tells no changes: the disk is full; then: x\n")
+		}, "note  next      Linux 6.12.9-amd64 is installed too and has no module yet: after the next boot nothing is told: the disk is full; then: x\n", true},
+		{"DKMS that said something else", func(g *goodMachine) {
+			kernel(g, "6.12.9-amd64")
+			g.write("var/lib/ksmbd-notify/6.12.9-amd64", "\x00\xff\n")
+		}, "note  next      Linux 6.12.9-amd64 is installed too and has no module yet: after the next boot nothing is told: install linux-headers-6.12.9-amd64\n", true},
 		{"DKMS with a kernel of no series", func(g *goodMachine) {
 			g.family, g.release, g.machine.release = noFamily, "", "9.1.0-amd64"
 			kernel(g, "9.1.0-amd64")

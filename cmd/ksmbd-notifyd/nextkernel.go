@@ -60,10 +60,21 @@ func (m *machine) moduleOf(release string) bool {
 	return false
 }
 
+// whyNot returns what the installation of the module said of a kernel that it has
+// none for, "" for nothing.
+func (m *machine) whyNot(release string) string {
+	text, _ := os.ReadFile(filepath.Join(m.root, "var/lib/ksmbd-notify", release))
+	line, _, _ := strings.Cut(string(text), "\n")
+	_, why, _ := strings.Cut(line, "which tells no changes: ")
+	return why
+}
+
 // howToBuild says what a kernel lacks for DKMS to build the module.
 func (m *machine) howToBuild(release string) string {
 	source := "linux-source-" + seriesOf(release)
-	switch {
+	switch why := m.whyNot(release); {
+	case why != "":
+		return why
 	case !m.exists("lib/modules/" + release + "/build/include"):
 		return "install linux-headers-" + release
 	case !m.hasSource(seriesOf(release)):
