@@ -7,10 +7,11 @@ set -euo pipefail
 log=$1
 mkdir -p "$(dirname "$log")"
 echo "unit: gofmt and go vet"
-unformatted=$(git ls-files --cached --others --exclude-standard '*.go' | xargs -r gofmt -l)
+unformatted=$(gofmt -l cmd fanotify genl ipc packaging test)
 [ -z "$unformatted" ] || { printf 'unit: not formatted:\n%s\n' "$unformatted" >&2; exit 1; }
 go vet ./...
 go vet -tags guest ./test/...
+go vet -tags small ./cmd/...
 
 echo "unit: go test -race"
 go test -race -timeout 5m -v ./... > >(tee "$log" | grep --line-buffered -E '^(ok|FAIL|panic:|WARNING: DATA RACE)|^ *--- (FAIL|SKIP)') 2>&1 ||

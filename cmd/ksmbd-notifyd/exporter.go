@@ -28,6 +28,9 @@ for Prometheus. It needs no powers but to reach the daemon's socket.
 See ksmbd-notifyd(8) for more details.
 `
 
+// errSmall: the library that has numbers in Prometheus' form is a quarter of the program, and routers have little room.
+var errSmall = errors.New("this is the small build, which has no metrics: ksmbd-notifyd status --json has the same numbers")
+
 // maxScrapers bounds the connections.
 const maxScrapers = 8
 
@@ -51,6 +54,9 @@ func runMetrics(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	settings, err := readSettings(*file)
+	if err == nil && !hasMetrics {
+		err = errSmall
+	}
 	if err == nil {
 		err = export(ctx, settings.metrics, runtimeDir())
 	}

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+//go:build !small
+
 package main
 
 import (
@@ -12,11 +14,21 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // freePort returns one of this machine that nobody has.
 func freePort(t *testing.T) string {
 	t.Helper()
+	// In a network namespace of its own lo is down at first. Elsewhere this fails or changes nothing.
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if lo, err := unix.NewIfreq("lo"); err == nil {
+			lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+			unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+		}
+		unix.Close(fd)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

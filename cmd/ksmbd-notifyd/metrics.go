@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+//go:build !small
+
 package main
 
 import (
@@ -14,6 +16,8 @@ import (
 
 	"ksmbd-notifyd/ipc"
 )
+
+const hasMetrics = true
 
 // metrics says in OpenMetrics what the daemon does, when asked.
 type metrics struct {
