@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# make build        build/ksmbd-notifyd
+# make build        build/ksmbd-notifyd; TAGS=small without metrics, for routers, GOARCH=... for another machine
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
 # make deb          build/package/*.deb: the daemon, and the kernel part through DKMS; make rpm likewise
+# make release      VERSION=1.0.0: tarball, packages, an apt repository, notes and checksums, of the last commit
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
 # make test         test-unit (this machine's kernel), test-machines (unit tests on 32-bit and big-endian machines),
 #                   test-guest (a real ksmbd in a guest), test-filesystems (those that are not like others), test-series
@@ -12,6 +13,8 @@
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
+# make test-release a release, its tarball, packages and apt repository
+# make test-cross   ksmbd.ko is built for arm64, and for 32-bit big-endian PowerPC
 # make port         SERIES=x.y FROM=7.3 SOURCE=...: the patches for another kernel series, see docs/new-series.md
 # make check-kernel checkpatch and sparse over kernel/
 # make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
@@ -45,6 +48,7 @@ LEASES ?=
 export REQUESTS ?= 10000
 export FUZZ SEED CROWD
 DEBIAN ?= bookworm trixie
+TAGS   ?=
 FUZZ   ?= 10s
 SEED   ?= 0
 CROWD  ?= 300
@@ -60,11 +64,11 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-install test-debug test-starve fuzz fuzz-kernel bench check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve fuzz fuzz-kernel bench check-kernel clean FORCE
 all: build
 
 build:
-	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
 $(BUILD)/linux/release: FORCE
@@ -80,6 +84,10 @@ module: $(BUILD)/module/done
 
 deb rpm: build
 	@packaging/build.sh $@ $(BUILD)/ksmbd-notifyd build/package
+
+release:
+	@$(packages) apt-utils xz-utils
+	@packaging/release.sh build/release
 
 check-kernel: $(BUILD)/linux/release
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_CHECK)
@@ -169,6 +177,14 @@ test-clients: build module $(guest)
 	@$(packages) $(PACKAGES_CLIENTS)
 	@test/clients/fetch.sh build/clients
 	@FS='$(FS)' RUN=TestIndependentClients TRIES=1 SLOW=1 SAMBA= CLIENTS=build/clients/clients.cpio test/guest/test.sh $(BUILD)
+
+test-release:
+	@$(packages) apt-utils xz-utils rpm gnupg
+	@test/release.sh build/test-release
+
+test-cross: $(BUILD)/linux/release
+	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG) gcc-aarch64-linux-gnu gcc-powerpc-linux-gnu binutils kmod
+	@test/cross.sh $(BUILD)
 
 # The older version, to come from and go back to, is of the same sources.
 test-install: deb rpm

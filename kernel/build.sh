@@ -50,6 +50,6 @@ args+=(CONFIG_DEBUG_INFO_BTF_MODULES=)
 # A kernel that a newer gcc has built may ask for what this one does not know.
 $cc -fmin-function-alignment=16 -c -xc /dev/null -o /dev/null 2> /dev/null || args+=(CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=)
 echo 'struct s { int n; char a[] __attribute__((counted_by(n))); };' | $cc -Werror=attributes -c -xc - -o /dev/null 2> /dev/null || args+=(KCFLAGS=-Wno-attributes)
-make -s -C "$headers" M="$out/fs/smb/server" "${args[@]}" -j"$(nproc)" "$@" modules
+make -s -C "$headers" M="$out/fs/smb/server" "${args[@]}" -j"$(nproc)" "$@" modules || die "ksmbd of $version, from $source, does not compile for kernel $release"
 $strip -g -o "$out/ksmbd.ko" "$out/fs/smb/server/ksmbd.ko"
 echo "build: $out/ksmbd.ko, kernel $release"

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # build.sh FORMAT DAEMON OUT: the packages of both parts, FORMAT deb or rpm, of the built DAEMON, in OUT. VERSION in the
-# environment is theirs.
+# environment is theirs, GOARCH the machine that they are for, KERNEL the release whose source they recommend, that of the
+# kernel that runs.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 root=$PWD
@@ -13,7 +14,7 @@ out=$(realpath "$3")
 rm -f "$out"/*".$format"
 nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 die() { echo "package: $*" >&2; exit 1; }
-[[ $VERSION =~ ^[0-9][A-Za-z0-9.+~]*$ ]] || die "$VERSION is no version that dpkg, rpm and DKMS all take"
+packaging/version.sh check "$VERSION"
 ARCH=$(go env GOARCH)
 [ "$ARCH" != arm ] || ARCH+=$(go env GOARM | cut -c1)
 MAINTAINER=$(packaging/version.sh maintainer)
@@ -22,19 +23,18 @@ export ARCH MAINTAINER
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
-cp -r packaging/. kernel "$stage"
+cp -r packaging/. "$stage"
 cp "$daemon" "$stage/ksmbd-notifyd"
 cd "$stage"
 
-# The kernel part: our own files; all else is taken from the kernel's source when the module is built.
-mv kernel/{build,tree,source}.sh kernel/notify*.[ch] kernel/[0-9]* dkms/
+rm -r dkms
+"$root/packaging/dkms.sh" dkms
 series=$(cd dkms && echo [0-9]*)
 # Of alternatives apt takes the first: who makes packages for their own machine needs the source of the kernel that runs.
-here=$(uname -r | cut -d. -f1,2)
+here=$(cut -d. -f1,2 <<< "${KERNEL-$(uname -r)}")
 SOURCES=$(for s in $series; do [ "$s" = "$here" ] && echo "0 $s" || echo "1 $s"; done | sort -s -k1,1 | sed 's/^. /linux-source-/' | paste -sd'|' | sed 's/|/ | /g')
 export SOURCES
-sed -i "s/@VERSION@/$VERSION/g; s/@SERIES@/${series// /, }/g; s/@SERIES_REGEXP@/$(echo $series | sed 's/ /|/g; s/\./\\\\./g')/g" \
-	dkms/{dkms.conf,make.sh,install.sh} {deb,rpm}/dkms.*
+sed -i "s/@VERSION@/$VERSION/g" {deb,rpm}/dkms.*
 
 gzip -9n ksmbd-notifyd.8
 for package in ksmbd-notifyd ksmbd-notify-dkms; do
@@ -70,6 +70,6 @@ done
 find . -type d -exec chmod 755 {} +
 find . -type f -exec chmod u=rwX,go=rX {} +
 for package in ksmbd-notifyd ksmbd-notify-dkms; do
-	env -u GOOS -u GOARCH go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" > nfpm.log 2>&1 || { cat nfpm.log >&2; die "no $package"; }
+	GOOS=$(go env GOHOSTOS) GOARCH=$(go env GOHOSTARCH) go run $nfpm package --config "$package.yaml" --packager "$format" --target "$out" > nfpm.log 2>&1 || { cat nfpm.log >&2; die "no $package"; }
 done
 ls "$out"/*"$VERSION"*".$format" | sed "s#^$root/#package: #"

@@ -1,10 +1,20 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# version.sh [maintainer|date]: the version of this tree, in a form that dpkg, rpm and DKMS take: 1.2.0 of tag v1.2.0,
+# version.sh [maintainer|date|check VERSION]: the version of this tree, in a form that dpkg, rpm and DKMS take: 1.2.0 of tag v1.2.0,
 # 1.2.0+3.gabcdef0 of three commits later, and before the first tag 0~git20261231.2359.abcdef0, which sorts below any
-# release. Or the last commit's author, or its date. Of git, or, in a tarball, of what git archive wrote into release.
+# release; 1.2.0~rc1 of v1.2.0-rc1. Or the last commit's author, or its date, or whether VERSION is one. Of git, or, in a tarball, of what git archive wrote into release.
 set -eu
 cd "$(dirname "$0")"
+
+if [ "${1:-}" = check ]; then
+	case $2 in
+	[0-9]*[!A-Za-z0-9.+~]* | [!0-9]* | '')
+		echo "version: \"$2\" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are" >&2
+		exit 1
+		;;
+	esac
+	exit 0
+fi
 
 from() { sed -n "s/^$1: //p" release; }
 # Only a repository of this very tree is asked, though it may be another user's.
@@ -27,7 +37,7 @@ maintainer)
 	;;
 date) LC_ALL=C date -Ru -d "@$time" ;;
 *)
-	version=$(echo "${describe#v}" | sed 's/-\([0-9]*\)-g/+\1.g/')
+	version=$(echo "${describe#v}" | sed 's/-\([0-9]*\)-g\([0-9a-f]*\)$/+\1.g\2/; s/-/~/g')
 	[ -n "$version" ] || version=0~git$(date -u -d "@$time" +%Y%m%d.%H%M).$commit
 	echo "$version${dirty:++dirty}"
 	;;

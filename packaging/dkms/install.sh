@@ -10,7 +10,7 @@ say() { echo "ksmbd-notify-dkms: $*"; }
 # installed: the module is there, whole, and of this version.
 installed() {
 	local ko
-	ko=$(find "/lib/modules/$release/updates" -name 'ksmbd.ko*' 2> /dev/null | head -1)
+	ko=$(find "/lib/modules/$release/updates" "/lib/modules/$release/extra" -name 'ksmbd.ko*' 2> /dev/null | head -1)
 	[ -n "$ko" ] && [ "$(modinfo -F version "$ko" 2> /dev/null)" = $version ]
 }
 # lacking REASON...: the kernel keeps its own ksmbd.
@@ -28,7 +28,7 @@ for modules in /lib/modules/*/; do
 		continue
 	fi
 	if [ ! -e "$modules/build/include/config/kernel.release" ]; then
-		lacking "no headers: apt install linux-headers-$release"
+		lacking "no headers: install linux-headers-$release"
 		continue
 	fi
 	log=$(mktemp) || log=/dev/null

@@ -18,15 +18,18 @@ series=$(cut -d. -f1,2 <<< "$wanted")
 shopt -s nullglob
 sources=(/usr/src/linux-source-"$series".tar.* /usr/src/linux-source-"$series"*/linux-source-*.tar.*
 	/usr/src/linux-"$wanted"* /lib/modules/"$release"/source)
+missing=
 if [ -e $config ]; then
-	mapfile -t sources < <(sed '/^ *#/d; /^ *$/d' $config)
+	mapfile -t sources < <(sed 's/\r$//; s/^[[:blank:]]*//; s/[[:blank:]]*$//; /^#/d; /^$/d' $config)
 	missing="none that $config names is of $series"
 fi
+reason=
 for source in "${sources[@]}"; do
-	[ -f "$source" ] || [ -d "$source/fs/smb/server" ] || continue
+	[ -n "$missing" ] || [ -f "$source" ] || [ -d "$source/fs/smb/server" ] || continue
 	rm -rf source
 	if ! version=$(./source.sh "$source" source 2> source.log); then
 		reason=$(tail -1 source.log)
+		reason=${reason#source: }
 		continue
 	fi
 	[[ $version = "$series".* ]] || continue

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # rpm.sh BUILD: installs the rpms of BUILD/package in an empty root, compares what is there with the debs' files, and
-# erases them. Their scripts run, though systemctl and dkms only note how they are called.
+# erases them. Their scripts run, though systemctl, dkms and bash, which install.sh takes, only note how they are called.
 set -euo pipefail
 
 build=$(realpath "$1")
@@ -13,7 +13,7 @@ packages=(ksmbd-notifyd ksmbd-notify-dkms)
 
 mkdir -p "$root"/{bin,usr/bin,usr/lib/systemd,run/systemd/system,var/lib/dkms}
 cp "$(command -v busybox)" "$root/bin/sh"
-for tool in usr/bin/{systemctl,dkms} usr/lib/systemd/systemd-sysctl; do
+for tool in bin/bash usr/bin/{systemctl,dkms} usr/lib/systemd/systemd-sysctl; do
 	printf '#!/bin/sh\necho "${0##*/} $*" >> /calls\n' > "$root/$tool"
 	chmod 755 "$root/$tool"
 done
@@ -34,7 +34,7 @@ called() {
 version=$(rpm -qp --nosignature --qf '%{VERSION}' "$build"/package/ksmbd-notifyd-[0-9]*.rpm 2>/dev/null)
 "${rpm[@]}" -i --nodeps "$build"/package/*.rpm || die "installing"
 called "systemctl preset ksmbd-notifyd.service" "systemctl daemon-reload" "systemd-sysctl 90-ksmbd-notifyd.conf" \
-	"systemctl try-restart ksmbd-notifyd.service" "dkms install -m ksmbd-notify -v $version --rpm_safe_upgrade"
+	"systemctl try-restart ksmbd-notifyd.service" "bash /usr/src/ksmbd-notify-$version/install.sh"
 [ -f "$root/usr/share/zsh/site-functions/_ksmbd-notifyd" ] || die "zsh's completions are missing"
 for deb in "$build"/package/*.deb; do
 	dpkg-deb -x "$deb" "$root.deb"

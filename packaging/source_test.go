@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package packaging
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// shell runs a script in a directory, which must succeed.
+func shell(t *testing.T, dir, script string) string {
+	t.Helper()
+	c := exec.Command("bash", "-euc", script)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.org", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.org")
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// The kernel's source may be a tree or a tarball of any kind; what is wrong with it
+// is said in a line.
+func TestKernelSource(t *testing.T) {
+	source, err := filepath.Abs("../kernel/source.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	shell(t, dir, `
+		mkdir -p linux-6.12.9/{fs/smb/{server,common},fs/nls,scripts,include/linux} bin none two in
+		printf 'VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 9\n' > linux-6.12.9/Makefile
+		for f in fs/smb/server/a.c fs/smb/common/b.c fs/nls/nls_ucs2_utils.h scripts/asn1_compiler.c include/linux/asn1_ber_bytecode.h; do
+			head -c 3000 /dev/urandom > linux-6.12.9/$f
+		done
+		for z in '' .gz .bz2 .xz .zst; do tar -caf linux-6.12.9.tar$z linux-6.12.9; done
+		tar -C linux-6.12.9 -cf flat.tar .
+		(cd linux-6.12.9 && tar -cf ../bare.tar *)
+		cp linux-6.12.9.tar.bz2 in/linux-source-6.12.9.tar.bz2
+		touch two/linux-{1,2}.tar; echo >> two/linux-1.tar
+		head -c 5000 linux-6.12.9.tar.xz > cut.tar.xz
+		echo text > text.tar.gz
+		: > empty.tar
+		tar -cf other.tar bin
+		cp -a linux-6.12.9 part && rm part/fs/nls/*
+		cp -a linux-6.12.9 lacks && rm lacks/scripts/* && tar -cf lacks.tar lacks
+		for tool in bash cat cp find grep head mkdir mktemp realpath rm sed tail tar awk; do ln -s $(command -v $tool) bin/; done`)
+	for name, want := range map[string]string{
+		"linux-6.12.9": "6.12.9", "linux-6.12.9.tar": "6.12.9", "linux-6.12.9.tar.gz": "6.12.9", "linux-6.12.9.tar.bz2": "6.12.9",
+		"linux-6.12.9.tar.xz": "6.12.9", "linux-6.12.9.tar.zst": "6.12.9", "flat.tar": "6.12.9", "bare.tar": "6.12.9", "in": "6.12.9",
+
+		"nowhere":     "there is no such tree or tarball, or it is empty",
+		"empty.tar":   "there is no such tree or tarball, or it is empty",
+		"/dev/null":   "there is no such tree or tarball, or it is empty",
+		"none":        "there is no kernel source in it, neither fs/smb/server nor a tarball linux*.tar.*",
+		"two":         "there are several tarballs in it, name one",
+		"cut.tar.xz":  "it cannot be unpacked, fetch it anew: xz: (stdin): Unexpected end of input",
+		"text.tar.gz": "it cannot be unpacked, fetch it anew: ",
+		"other.tar":   "it has no fs/smb/server: a kernel's source of 6.1 or later has",
+		"part":        "what ksmbd is built from cannot be copied: ",
+		"lacks":       "what ksmbd is built from cannot be copied: ",
+		"lacks.tar":   "it has no scripts/asn1_compiler.c",
+	} {
+		out := t.TempDir()
+		c := exec.Command(source, name, out)
+		c.Dir = dir
+		got, err := c.CombinedOutput()
+		text := string(got)
+		if ok := want == "6.12.9"; ok && (err != nil || text != want+"\n") ||
+			!ok && (err == nil || !strings.HasPrefix(text, "source: "+name+": "+want) || strings.Count(text, "\n") != 1) {
+			t.Errorf("%s: %v, %q, want %q", name, err, text, want)
+		}
+	}
+	for z, want := range map[string]string{"zst": "install zstd", "bz2": "install bzip2", "xz": "install xz"} {
+		c := exec.Command(filepath.Join(dir, "bin/bash"), source, "linux-6.12.9.tar."+z, t.TempDir())
+		c.Dir = dir
+		c.Env = []string{"PATH=" + filepath.Join(dir, "bin")}
+		got, err := c.CombinedOutput()
+		if want := "source: linux-6.12.9.tar." + z + ": it cannot be unpacked: " + want + "\n"; err == nil || string(got) != want {
+			t.Errorf("without what unpacks it: %v, %q, want %q", err, got, want)
+		}
+	}
+}
+
+// Versions sort as they follow each other, for dpkg and for rpm.
+func TestVersions(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, ".", "mkdir "+dir+"/packaging && cp version.sh release "+dir+"/packaging/")
+	commit := "git add . && git commit -q --allow-empty -m x; "
+	var versions []string
+	for _, step := range []string{"git init -q; " + commit, commit + "git tag v1.0.0-rc1", commit, "git tag v1.0.0-rc2 HEAD", "git tag -d v1.0.0-rc2; " + commit + "git tag v1.0.0",
+		commit, "git tag -a -m x v1.0.1", commit + "git tag v1.0.10", "git commit -q --allow-empty -m x; echo >> packaging/release"} {
+		shell(t, dir, step)
+		versions = append(versions, shell(t, dir, "packaging/version.sh"))
+	}
+	for i, want := range []string{"0~git", "1.0.0~rc1", "1.0.0~rc1+1.g", "1.0.0~rc2", "1.0.0", "1.0.0+1.g", "1.0.1", "1.0.10", "1.0.10+1.g"} {
+		if !strings.HasPrefix(versions[i], want) {
+			t.Errorf("%q, want %s", versions[i], want)
+		}
+	}
+	_, err := exec.LookPath("rpm")
+	rpm := err == nil
+	for i, v := range versions[1:] {
+		before := versions[i]
+		if out, err := exec.Command("dpkg", "--compare-versions", before, "lt", v).CombinedOutput(); err != nil {
+			t.Errorf("dpkg: %s is not before %s: %v %s", before, v, err, out)
+		}
+		if rpm && shell(t, ".", "rpm --eval '%{lua: print(rpm.vercmp(\""+before+"\", \""+v+"\"))}'") != "-1" {
+			t.Errorf("rpm: %s is not before %s", before, v)
+		}
+		if out, err := exec.Command("./version.sh", "check", v).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	for _, v := range []string{"", "1.0.0-rc1", "v1.0.0", "1_0", "1 0", "1.0\n", "1:1.0", "$(id)"} {
+		if out, err := exec.Command("./version.sh", "check", v).CombinedOutput(); err == nil || !strings.Contains(string(out), "is no version that dpkg, rpm and DKMS all take") {
+			t.Errorf("%q: %v: %s", v, err, out)
+		}
+	}
+}
