@@ -163,6 +163,46 @@ func TestDocuments(t *testing.T) {
 	}
 }
 
+// Recipes for other distributions are in their language's order, as far as its tools
+// are here, and what they take from the project there is.
+func TestRecipes(t *testing.T) {
+	for _, lint := range [][]string{
+		{"shellcheck", "-s", "sh", "openwrt/files/ksmbd-notifyd.init", "alpine/ksmbd-notifyd.initd", "alpine/APKBUILD"},
+		{"shellcheck", "-s", "bash", "arch/PKGBUILD"},
+		{"bash", "-n", "arch/PKGBUILD"},
+		{"rpmspec", "-P", "fedora/ksmbd-notify-kmod.spec"},
+		{"nix-instantiate", "--parse", "nixos/module.nix"},
+	} {
+		if _, err := exec.LookPath(lint[0]); err != nil {
+			t.Log(err)
+			continue
+		}
+		if out, err := exec.Command(lint[0], lint[1:]...).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", lint, err, out)
+		}
+	}
+	recipes, err := filepath.Glob("*/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for _, name := range append(recipes, "openwrt/files/ksmbd-notifyd.init") {
+		if !regexp.MustCompile(`^(openwrt|alpine|arch|nixos|fedora|ubuntu)/`).MatchString(name) || filepath.Ext(name) == "" && filepath.Base(name) == "files" {
+			continue
+		}
+		text := strings.ReplaceAll(read(t, "packaging/"+name), "{,-metrics}", "")
+		for _, m := range regexp.MustCompile(`(?m)(?:^|[ ./"(])((?:packaging|kernel|cmd|docs)/[a-z0-9-][A-Za-z0-9_./-]*)`).FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat("../" + strings.TrimRight(m[1], ".")); err != nil && !strings.Contains(m[0], "/lib/") {
+				t.Errorf("%s: %v", name, err)
+			}
+			named++
+		}
+	}
+	if named < 20 {
+		t.Errorf("only %d files are named in %q", named, recipes)
+	}
+}
+
 // CI builds for each series that there are patches for.
 func TestSeriesInCI(t *testing.T) {
 	dirs, err := filepath.Glob("../kernel/[0-9]*")
