@@ -129,6 +129,7 @@ void ksmbd_notify_end(struct ksmbd_notify_cause *cause);
 u32 ksmbd_notify_basic_filter(const void *buffer);
 void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
 			      const struct dentry *dentry, struct iattr *attrs);
+int ksmbd_notify_allocate(struct file *filp, loff_t size, bool created);
 unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, u64 *lost);
 
 /* The daemon is stuck if it handles no item for so long, in milliseconds. */

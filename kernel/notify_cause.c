@@ -9,6 +9,7 @@
  */
 
 #include <linux/exportfs.h>
+#include <linux/falloc.h>
 #include <linux/fsnotify.h>
 #include <linux/ktime.h>
 #include <linux/sched.h>
@@ -173,6 +174,36 @@ void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
 		attrs->ia_mtime = inode_get_mtime(inode);
 		attrs->ia_valid |= ATTR_MTIME | ATTR_MTIME_SET;
 	}
+}
+
+/**
+ * ksmbd_notify_allocate() - reserve what CREATE asks to be reserved
+ * @filp:	the file, which nobody else has a handle of yet
+ * @size:	in bytes
+ * @created:	whether it is new: then that is told with its creation, and not
+ *		as a write to it
+ *
+ * Return:	0 or a negative errno
+ */
+int ksmbd_notify_allocate(struct file *filp, loff_t size, bool created)
+{
+	fmode_t swap;
+	int err;
+
+	if (!created)
+		return vfs_fallocate(filp, FALLOC_FL_KEEP_SIZE, 0, size);
+
+	spin_lock(&filp->f_lock);
+	swap = (filp->f_mode & FMODE_FSNOTIFY_MASK) ^ FMODE_NONOTIFY;
+	filp->f_mode ^= swap;
+	spin_unlock(&filp->f_lock);
+
+	err = vfs_fallocate(filp, FALLOC_FL_KEEP_SIZE, 0, size);
+
+	spin_lock(&filp->f_lock);
+	filp->f_mode ^= swap;
+	spin_unlock(&filp->f_lock);
+	return err;
 }
 
 /**

@@ -18,6 +18,11 @@
 #define kzalloc_obj(obj, gfp)	kzalloc(sizeof(obj), gfp)
 #endif
 
+/* Releases of 6.12 before the longterm ones have one bit for it. */
+#ifndef FMODE_FSNOTIFY_MASK
+#define FMODE_FSNOTIFY_MASK	FMODE_NONOTIFY
+#endif
+
 #if KERNEL_VERSION(7, 2, 0) > LINUX_VERSION_CODE
 #define file_basic_info	smb2_file_basic_info
 #endif

@@ -31,7 +31,7 @@ func (w *wire) onlyTold(f *smb2.File, call *smb2.Call, p smb2.NotifyParams, want
 	}
 }
 
-// TestCauseOfLogin: to log in changes no file.
+// TestCauseOfLogin: to log in changes no file, nor does to do so again in the same session.
 func TestCauseOfLogin(t *testing.T) {
 	begin(t)
 	w := newWire(t, long)
@@ -42,9 +42,11 @@ func TestCauseOfLogin(t *testing.T) {
 	p := smb2.NotifyParams{Filter: smb2.FilterSecurity | smb2.FilterFileName, Length: 4096}
 	call, _ := w.park(f, p)
 	for range 4 {
-		c, tree := w.connect(smb2.Options{})
+		c, tree := w.connect(smb2.Options{Dialect: smb2.Dialect210}) // nothing is signed with keys that change
 		file := w.create(tree, smb2.CreateParams{Name: w.path("file"), Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpen})
 		w.ok(file.SetBasic(w.ctx, smb2.Basic{Creation: somewhen}))
+		w.ok(c.LogOn(w.ctx))
+		w.ok(file.SetBasic(w.ctx, smb2.Basic{LastWrite: somewhen}))
 		w.ok(file.Close(w.ctx))
 		c.Close()
 	}

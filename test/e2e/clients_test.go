@@ -25,38 +25,57 @@ import (
 func nodeWatch() smb2.NotifyParams { return smb2.NotifyParams{Filter: 0x17f, Length: 4096} }
 
 // TestReaderWakesNoWatcher: a client that reads what changed, or a server process that does, is not told of it as of
-// another change, not even where the filter has LAST_ACCESS.
+// another change, not even where the filter has LAST_ACCESS, however the filesystem keeps access times.
 func TestReaderWakesNoWatcher(t *testing.T) {
 	begin(t)
-	for name, p := range map[string]smb2.NotifyParams{
-		"node": nodeWatch(), "tree": {Tree: true, Filter: smb2.FilterAll, Length: 65536},
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := newWire(t, wireLimit)
-			w.touch("file")
-			_, tree := w.connect(smb2.Options{})
-			f := w.open(tree, "")
-			call, _ := w.park(f, p)
-			path := filepath.Join(w.dir, "file")
-			appendTo(w, path, "more")
-			w.told(call, "MODIFIED file")
-
-			call, _ = w.park(f, p)
-			for range 3 {
-				file := w.create(tree, smb2.CreateParams{Name: w.path("file"), Access: smb2.AccessListDirectory, Disposition: smb2.DispositionOpen})
-				_, err := file.Read(w.ctx, 0, 4)
-				w.ok(err)
-				w.ok(file.Close(w.ctx))
-				_, err = os.ReadFile(path)
-				w.ok(err)
-			}
-			dir := w.open(tree, "")
-			_, err := dir.List(w.ctx)
-			w.ok(err)
-			w.touch("end")
-			w.told(call, "ADDED end")
-		})
+	for how, flag := range map[string]uintptr{"relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME, "noatime": unix.MS_NOATIME} {
+		if err := unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_BIND|flag, ""); err != nil {
+			t.Fatal(err)
+		}
+		for name, p := range map[string]smb2.NotifyParams{
+			"node": nodeWatch(), "tree": {Tree: true, Filter: smb2.FilterAll, Length: 65536},
+		} {
+			t.Run(how+"/"+name, func(t *testing.T) { readerWakesNoWatcher(t, p) })
+		}
 	}
+	if err := unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RELATIME, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readerWakesNoWatcher(t *testing.T, p smb2.NotifyParams) {
+	w := newWire(t, wireLimit)
+	w.touch("file")
+	w.ok(os.Chown(filepath.Join(w.dir, "file"), uid1, uid1))
+	_, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	call, _ := w.park(f, p)
+	path := filepath.Join(w.dir, "file")
+	appendTo(w, path, "more")
+	w.told(call, "MODIFIED file")
+
+	call, _ = w.park(f, p)
+	for range 3 {
+		file := w.create(tree, smb2.CreateParams{Name: w.path("file"), Access: smb2.AccessListDirectory, Disposition: smb2.DispositionOpen})
+		_, err := file.Read(w.ctx, 0, 4)
+		w.ok(err)
+		w.ok(file.Close(w.ctx))
+		_, err = os.ReadFile(path)
+		w.ok(err)
+	}
+	dir := w.open(tree, "")
+	_, err := dir.List(w.ctx)
+	w.ok(err)
+	w.touch("end")
+	w.told(call, "ADDED end")
+
+	// An access time that a client sets is told, as everywhere.
+	call, _ = w.park(f, p)
+	place := place{wire: w, tree: tree}
+	w.ok(place.opened(smb2.CreateParams{Name: w.path("file"), Disposition: smb2.DispositionOpen}, func(f *smb2.File) error {
+		return f.SetBasic(w.ctx, smb2.Basic{LastAccess: somewhen})
+	}))
+	w.told(call, "MODIFIED file")
 }
 
 func appendTo(w *wire, path, s string) {
@@ -210,7 +229,7 @@ func TestCaseOfDirectories(t *testing.T) {
 	}
 	with("file", func(f *smb2.File) error { return f.Rename(w.ctx, w.path(`dIR\sUB\New`), false) })
 	w.toldInAll(f, all, "REMOVED file", `ADDED Dir\Sub\New`)
-	with(`Dir\Sub\New`, func(f *smb2.File) error { return f.Link(w.ctx, w.path(`DIR\Link`)) })
+	with(`Dir\Sub\New`, func(f *smb2.File) error { return f.Link(w.ctx, w.path(`DIR\Link`), false) })
 	w.told(w.send(f, all), `ADDED Dir\Link`)
 	// The name itself is as the client has it.
 	with(`dir\Link`, func(f *smb2.File) error { return f.Rename(w.ctx, w.path(`dir\LINK`), false) })

@@ -192,7 +192,7 @@ func operations() (bySMB, onServer map[string]operation) {
 			return p.opened(smb2.CreateParams{Name: p.smb("new"), Disposition: smb2.DispositionCreate, Options: smb2.OptionDirectory}, nil)
 		},
 		"link": func(p place) error {
-			return p.with("file", func(f *smb2.File) error { return f.Link(p.ctx, p.smb("new")) })
+			return p.with("file", func(f *smb2.File) error { return f.Link(p.ctx, p.smb("new"), false) })
 		},
 		"delete": func(p place) error { return p.with("file", func(f *smb2.File) error { return f.Delete(p.ctx) }) },
 		"rmdir":  func(p place) error { return p.with("dir", func(f *smb2.File) error { return f.Delete(p.ctx) }) },

@@ -497,6 +497,34 @@ func TestWireNoSuchFile(t *testing.T) {
 	w.quiet(c)
 }
 
+// A file of another session, of another tree of this one, or that was closed is none; over another channel of its session it
+// is the same.
+func TestWireForeignFile(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	other := w.tree(c)
+	_, foreign := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	for _, of := range []*smb2.Tree{other, foreign} {
+		w.refused(&smb2.File{ID: f.ID, Tree: of}, wireNames(), smb2.StatusFileClosed)
+	}
+	call, _ := w.park(f.On(w.bind(c)), wireNames())
+	w.touch("file")
+	w.told(call, "ADDED file")
+
+	closed := w.open(tree, "")
+	w.ok(closed.Close(w.ctx))
+	w.refused(closed, wireNames(), smb2.StatusFileClosed)
+	// Related to the request that closed it.
+	notify := tree.Related().NotifyRequest(wireNames())
+	notify.Related = true
+	calls, err := c.Send(w.ctx, w.open(tree, "").CloseRequest(), notify)
+	w.ok(err)
+	w.ends(calls[0], smb2.StatusSuccess)
+	w.ends(calls[1], smb2.StatusFileClosed)
+	w.quiet(c)
+}
+
 // What fits to the byte is told, one byte less has the directory listed anew, and the first length is a ceiling.
 func TestWireFit(t *testing.T) {
 	w := newWire(t, wireLimit)

@@ -17,6 +17,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -126,6 +127,7 @@ type Conn struct {
 	raw     *Raw // takes what comes, see Conn.Raw
 	stalled bool // reads nothing any more, see Conn.Stall
 
+	breaks  chan *Response
 	closing sync.Once
 	closed  chan struct{} // by this side
 	done    chan struct{} // closed when the reader has ended
@@ -133,11 +135,18 @@ type Conn struct {
 }
 
 func newConn(nc net.Conn) *Conn {
-	c := &Conn{nc: nc, credits: 1, calls: make(map[uint64]*Call),
+	c := &Conn{nc: nc, credits: 1, calls: make(map[uint64]*Call), breaks: make(chan *Response, maxBreaks),
 		closed: make(chan struct{}), done: make(chan struct{})}
 	go c.read()
 	return c
 }
+
+// maxBreaks is how many notifications of OPLOCK_BREAK may wait to be looked at.
+const maxBreaks = 16
+
+// Breaks are the server's notifications that an oplock or a lease is to be given up, MS-SMB2 2.2.23. Nothing answers them
+// by itself.
+func (c *Conn) Breaks() <-chan *Response { return c.breaks }
 
 // Close drops the TCP connection with no word to the server and waits for the
 // reader. Calls still pending fail.
@@ -421,6 +430,13 @@ func (c *Conn) deliver(r *Response) error {
 	switch {
 	case r.Flags&FlagServerToRedir == 0:
 		return fmt.Errorf("%v, message %d: not a response", r.Command, r.MessageID)
+	case r.Command == OplockBreak && r.MessageID == math.MaxUint64:
+		select {
+		case c.breaks <- r:
+			return nil
+		default:
+			return fmt.Errorf("%d notifications of %v that nobody looks at", maxBreaks, r.Command)
+		}
 	case call == nil && r.Command == Cancel && r.Status == StatusUserSessionDeleted:
 		return nil // ksmbd looks for the session before it looks at the command
 	case call == nil:

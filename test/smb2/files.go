@@ -44,9 +44,19 @@ type CreateParams struct {
 	Disposition uint32
 	Options     uint32
 	Oplock      uint8
+	Attributes  uint32 // of what is created, MS-FSCC 2.6
 	Contexts    []Context
 	NoContexts  bool // an offset of contexts, of a length of 0
 }
+
+// AllocationContext reserves room for a new file, MS-SMB2 2.2.13.2.6.
+func AllocationContext(n uint64) Context { return Context{"AlSi", pack(n)} }
+
+// EAContext gives a new file an extended attribute, MS-SMB2 2.2.13.2.1.
+func EAContext(name, value string) Context { return Context{"ExtA", fullEA(name, value)} }
+
+// SDContext gives a new file a DACL, MS-SMB2 2.2.13.2.2.
+func SDContext(aces ...ACE) Context { return Context{"SecD", descriptor(aces)} }
 
 // Context is a create context, MS-SMB2 2.2.13.2.
 type Context struct {
@@ -101,7 +111,7 @@ func (t *Tree) CreateRequest(p CreateParams) *Request {
 	return &Request{
 		Command: Create,
 		TreeID:  t.ID,
-		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), p.Access, uint32(0),
+		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), p.Access, p.Attributes,
 			uint32(share), p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(contexts)),
 			name, contexts),
 	}
@@ -196,14 +206,30 @@ func (f *File) Read(ctx context.Context, offset uint64, n uint32) ([]byte, error
 // Delete sets the delete disposition, MS-FSCC 2.4.11.
 func (f *File) Delete(ctx context.Context) error { return f.setFile(ctx, 13, []byte{1}) }
 
+// Undelete clears it.
+func (f *File) Undelete(ctx context.Context) error { return f.setFile(ctx, 13, []byte{0}) }
+
+// Flush has what was written reach the disk, MS-SMB2 2.2.17.
+func (f *File) Flush(ctx context.Context) error {
+	_, err := f.do(ctx, Flush, pack(uint16(24), uint16(0), uint32(0), f.ID))
+	return err
+}
+
+// Query asks for a file information class, MS-SMB2 2.2.37.
+func (f *File) Query(ctx context.Context, class uint8) error {
+	_, err := f.do(ctx, QueryInfo, pack(uint16(41), uint8(1), class, uint32(4096), uint16(0), uint16(0), uint32(0), uint32(0),
+		uint32(0), f.ID))
+	return err
+}
+
 // Rename renames to a name relative to the share, MS-FSCC 2.4.37.2.
 func (f *File) Rename(ctx context.Context, name string, replace bool) error {
 	return f.setFile(ctx, 10, target(name, replace))
 }
 
 // Link makes a hard link, its name relative to the share, MS-FSCC 2.4.21.2.
-func (f *File) Link(ctx context.Context, name string) error {
-	return f.setFile(ctx, 11, target(name, false))
+func (f *File) Link(ctx context.Context, name string, replace bool) error {
+	return f.setFile(ctx, 11, target(name, replace))
 }
 
 func target(name string, replace bool) []byte {
@@ -239,9 +265,17 @@ func (f *File) SetBasic(ctx context.Context, b Basic) error {
 // SetSize sets the end of the file in bytes, MS-FSCC 2.4.13.
 func (f *File) SetSize(ctx context.Context, n uint64) error { return f.setFile(ctx, 20, pack(n)) }
 
+// SetAllocation sets how many bytes are reserved for the file, MS-FSCC 2.4.4.
+func (f *File) SetAllocation(ctx context.Context, n uint64) error { return f.setFile(ctx, 19, pack(n)) }
+
 // SetEA sets an extended attribute, MS-FSCC 2.4.15.
 func (f *File) SetEA(ctx context.Context, name, value string) error {
-	return f.setFile(ctx, 15, pack(uint32(0), uint8(0), uint8(len(name)), uint16(len(value)), []byte(name), uint8(0), []byte(value)))
+	return f.setFile(ctx, 15, fullEA(name, value))
+}
+
+// fullEA is FileFullEaInformation of one attribute.
+func fullEA(name, value string) []byte {
+	return pack(uint32(0), uint8(0), uint8(len(name)), uint16(len(value)), []byte(name), uint8(0), []byte(value))
 }
 
 // ACE is an access that a DACL allows, MS-DTYP 2.4.4.2.
@@ -255,17 +289,21 @@ func SID(authority uint8, sub ...uint32) []byte {
 	return pack(uint8(1), uint8(len(sub)), [5]byte{}, authority, sub)
 }
 
-// SetDACL sets the discretionary access control list, MS-DTYP 2.4.5, 2.4.6.
+// SetDACL sets the discretionary access control list.
 func (f *File) SetDACL(ctx context.Context, aces ...ACE) error {
+	const infoSecurity, dacl = 3, 4
+	return f.setInfo(ctx, infoSecurity, 0, dacl, descriptor(aces))
+}
+
+// descriptor is a security descriptor with a DACL, MS-DTYP 2.4.5, 2.4.6.
+func descriptor(aces []ACE) []byte {
 	var list []byte
 	for _, a := range aces {
 		list = append(list, pack(uint8(0), uint8(3), uint16(8+len(a.SID)), a.Mask, a.SID)...) // allowed, inherited by all
 	}
 	acl := pack(uint8(2), uint8(0), uint16(8+len(list)), uint16(len(aces)), uint16(0), list)
-	const infoSecurity, dacl = 3, 4
 	const present, protected, relative = 0x0004, 0x1000, 0x8000
-	return f.setInfo(ctx, infoSecurity, 0, dacl,
-		pack(uint8(1), uint8(0), uint16(present|protected|relative), uint32(0), uint32(0), uint32(0), uint32(20), acl))
+	return pack(uint8(1), uint8(0), uint16(present|protected|relative), uint32(0), uint32(0), uint32(0), uint32(20), acl)
 }
 
 // setFile sets a file information class.

@@ -22,18 +22,22 @@ const (
 	TreeDisconnect Command = 4
 	Create         Command = 5
 	Close          Command = 6
+	Flush          Command = 7
 	Read           Command = 8
 	Write          Command = 9
 	Cancel         Command = 12
 	Echo           Command = 13
 	QueryDirectory Command = 14
 	ChangeNotify   Command = 15
+	QueryInfo      Command = 16
 	SetInfo        Command = 17
+	OplockBreak    Command = 18
 )
 
 func (c Command) String() string {
 	names := [...]string{"NEGOTIATE", "SESSION_SETUP", "LOGOFF", "TREE_CONNECT", "TREE_DISCONNECT", "CREATE", "CLOSE", "FLUSH",
-		"READ", "WRITE", "LOCK", "IOCTL", "CANCEL", "ECHO", "QUERY_DIRECTORY", "CHANGE_NOTIFY", "QUERY_INFO", "SET_INFO"}
+		"READ", "WRITE", "LOCK", "IOCTL", "CANCEL", "ECHO", "QUERY_DIRECTORY", "CHANGE_NOTIFY", "QUERY_INFO", "SET_INFO",
+		"OPLOCK_BREAK"}
 	if int(c) < len(names) {
 		return names[c]
 	}
