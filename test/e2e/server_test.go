@@ -91,7 +91,8 @@ func leaseOptions(on bool) string {
 	if !on {
 		return "\tsmb2 leases = no\n"
 	}
-	options := "\tsmb2 leases = yes\n"
+	// smbtorture's tests of leases want new files to be ARCHIVE and nothing else, and ksmbd says that all can be SPARSE.
+	options := "\tsmb2 leases = yes\n\tshare:fake_fscaps = 0\n"
 	if tools, err := os.ReadFile("/usr/libexec/ksmbd.tools"); err == nil && bytes.Contains(tools, []byte("durable handles")) {
 		options += "\tdurable handles = yes\n"
 	}
@@ -118,7 +119,7 @@ var server struct {
 }
 
 func setUp() error {
-	for _, do := range []func() error{makeShare, configure, loadModule, startMountd, func() error { return startNotifyd() }} {
+	for _, do := range []func() error{makeShare, configure, hangAfter, loadModule, startMountd, func() error { return startNotifyd() }} {
 		if err := do(); err != nil {
 			return err
 		}
@@ -207,6 +208,15 @@ func mountImage() error {
 		}
 	}
 	return nil
+}
+
+// hangAfter is how long a thread of ksmbd may wait, in seconds, before the kernel complains: for a client that does not answer
+// the break of a lease it waits 35.
+func hangAfter() error {
+	if !*leases {
+		return nil
+	}
+	return os.WriteFile("/proc/sys/kernel/hung_task_timeout_secs", []byte("60"), 0)
 }
 
 // loadModule loads the module named by the flag, with what the stock one depends on: ours depends on no more.
