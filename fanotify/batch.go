@@ -43,6 +43,7 @@ func (g *Group) tellFrom(off int) int {
 			break
 		}
 		g.at, g.next = off, off+n
+		g.leaveMoved()
 		if fs := q.filesystems[e.fsid]; fs != nil {
 			fs.dispatch(&e)
 		}
@@ -144,6 +145,7 @@ func (g *Group) wait() bool {
 		return false
 	}
 	g.patience--
+	g.leave()
 	unix.Poll([]unix.PollFd{{Fd: int32(g.queue.fd), Events: unix.POLLIN}}, 1)
 	return g.more()
 }
@@ -490,13 +492,11 @@ func (fs *filesystem) hasName(file handle) bool {
 	if file == nil {
 		return true
 	}
-	at, done, err := fs.views[0].enter()
+	at, _, err := fs.views[0].enter()
 	if err != nil {
 		return true
 	}
-	if done {
-		defer unix.Close(at)
-	}
+	defer fs.views[0].exit()
 	fd, err := openHandle(at, string(file), 0)
 	if err == errGone {
 		return false

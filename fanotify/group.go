@@ -103,6 +103,9 @@ type Group struct {
 	refused     map[string]time.Time // when the log told last that a mount cannot be watched
 	retryMounts time.Time            // when to try that again; else zero
 	owed        []*Watch             // who is to be told of an Overflow
+	entered     []*point             // mounts that are looked at
+	enteredAt   uint64               // mounts.moves when they were entered
+	left        uint64               // how often they were left
 
 	queue     *queue // whose turn it is
 	movedIn   bool   // a directory came into a watch tree
@@ -281,6 +284,7 @@ func (g *Group) Drain() error {
 	if len(g.queues) == 0 {
 		return fmt.Errorf("reading fanotify: %w", os.ErrClosed)
 	}
+	defer g.leave()
 	g.ahead = false
 	g.patience = patience
 	if g.mounts.poll() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {

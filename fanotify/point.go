@@ -24,9 +24,10 @@ import (
 // climb of a scope goes on from the root of a mount in the directory that it is
 // mounted in.
 //
-// A mount is opened for as long as it takes to look at something in it, from the
-// directory of a watch tree: that crosses into the mounts of its namespace, even
-// where this process has others. Nothing is held open, so that it can be unmounted.
+// Nothing is held open in such a mount, so that it can be unmounted. It is looked at
+// through a copy of its own, see enter, or one system call at a time, by the way to it
+// from the directory of a watch tree: that crosses into the mounts of its namespace,
+// even where this process has others.
 
 // A point is a mount that is seen below a watch tree.
 type point struct {
@@ -42,6 +43,9 @@ type point struct {
 	lower *filesystem // nil while it is not watched
 	root  *node       // its root directory
 	view  *view
+
+	fd     int  // of the root, while it is entered; else -1
+	copied bool // it is open in a copy of the mount
 }
 
 // A mounted has the points at a directory.
@@ -66,33 +70,133 @@ var synthetic = map[string]bool{
 
 var errUnmounted = errors.New("unmounted")
 
-// open opens the root of the mount for reading. The caller closes it, and soon.
-func (p *point) open() (int, error) {
-	dir, err := p.upper.how.open(p.dir, p.host.id)
-	if err != nil {
-		return -1, err
+// way returns how the mount point is reached from a directory that is held open, or in
+// a mount that is. The caller closes fd.
+func (p *point) way() (fd int, way string, err error) {
+	if p.host.point == nil {
+		fd, err = p.upper.how.open(p.dir, p.host.id)
+		return fd, p.name, err
 	}
-	defer unix.Close(dir)
-	fd, err := unix.Openat(dir, p.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
+	fd, way, err = p.host.point.wayTo(p.dir)
+	return fd, path.Join(way, p.name), err
+}
+
+// wayTo does that for the directory n, by the names that are known.
+func (p *point) wayTo(n *node) (fd int, way string, err error) {
+	for ; n != p.root; n = n.parent {
+		if err := p.lower.place(n); err != nil {
+			return -1, "", err
+		}
+		if n.parent == nil || n.name == "" || len(way) > unix.PathMax {
+			return -1, "", errUnmounted
+		}
+		way = path.Join(n.name, way)
 	}
-	if is, err := mounts.Identify(fd, ""); err != nil || is != p.is {
-		unix.Close(fd)
-		return -1, cmp.Or(err, errUnmounted)
-	}
-	return fd, nil
+	fd, above, err := p.way()
+	return fd, path.Join(above, way), err
 }
 
 // stands says whether the mount is still where it was, and nothing over it.
 func (p *point) stands() bool {
-	dir, err := p.upper.how.open(p.dir, p.host.id)
+	dir, way, err := p.way()
 	if err != nil {
 		return false
 	}
 	defer unix.Close(dir)
-	is, err := mounts.Identify(dir, p.name)
+	is, err := mounts.Identify(dir, way)
 	return err == nil && is == p.is
+}
+
+// enter opens the root of the mount, and returns it with the id of the mount that it is
+// in. It is open until the group leaves, which has to be soon.
+//
+// Where that is possible it is in a copy of the mount: then only the superblock is held,
+// and the mount can be unmounted. The copy is in no namespace, so that nothing but fd
+// keeps it.
+func (p *point) enter() (fd, id int, err error) {
+	g := p.upper.g
+	for g.leaveMoved(); p.fd < 0; g.leaveMoved() {
+		if len(g.entered) == 0 {
+			g.enteredAt = g.mounts.count()
+		}
+		if p.fd, p.copied, err = p.openRoot(); err != nil {
+			return -1, 0, err
+		}
+		g.entered = append(g.entered, p) // unless it has moved meanwhile
+	}
+	if in, err := mounts.Identify(p.fd, ""); err == nil {
+		return p.fd, in.ID, nil
+	}
+	return -1, 0, errUnmounted
+}
+
+// openRoot opens the root of the mount, in a copy if that can be.
+func (p *point) openRoot() (fd int, copied bool, err error) {
+	dir, way, err := p.way()
+	if err != nil {
+		return -1, false, err
+	}
+	defer unix.Close(dir)
+	if is, err := mounts.Identify(dir, way); err != nil || is != p.is {
+		return -1, false, cmp.Or(err, errUnmounted)
+	}
+	if fd, err = copyMount(dir, way); err == nil {
+		return fd, true, nil
+	}
+	fd, err = unix.Openat(dir, way, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	return fd, false, err
+}
+
+// dup is enter for who closes what is returned.
+func (p *point) dup() (fd, id int, err error) {
+	at, id, err := p.enter()
+	if err != nil {
+		return -1, 0, err
+	}
+	defer p.exit()
+	fd, err = unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return fd, id, err
+}
+
+// copyMount opens the root of a copy of the mount that way leads to. That takes a mount of
+// this process's own namespace.
+func copyMount(dir int, way string) (int, error) {
+	tree, err := unix.OpenTree(dir, way, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_NO_AUTOMOUNT|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(tree) // which takes the copy out of the namespace that it had
+	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// exit leaves a mount that had to be entered itself.
+func (p *point) exit() {
+	if p.fd >= 0 && !p.copied {
+		p.upper.g.leave()
+	}
+}
+
+// leave closes what was entered.
+func (g *Group) leave() {
+	if len(g.entered) > 0 {
+		g.left++
+	}
+	for _, p := range g.entered {
+		unix.Close(p.fd)
+		p.fd = -1
+	}
+	g.entered = g.entered[:0]
+}
+
+// leaveMoved does that if anything was mounted, moved or unmounted since. Who unmounts
+// waits for a moment, in which a copy must be left for the superblock to go too.
+func (g *Group) leaveMoved() {
+	if len(g.entered) == 0 {
+		return
+	}
+	if g.enteredAt != g.mounts.count() {
+		g.leave()
+	}
 }
 
 // A namespace is one whose mounts a Group hears of.
@@ -105,7 +209,8 @@ type namespace struct {
 // 1, whence directories may come that are handed over.
 type mountTable struct {
 	namespaces []namespace
-	changed    atomic.Bool // since refresh last looked
+	changed    atomic.Bool   // since refresh last looked
+	moves      atomic.Uint64 // how often they have
 }
 
 // open opens what there is; process 1 may be out of sight.
@@ -144,9 +249,16 @@ func (t *mountTable) poll() bool {
 	for _, n := range t.namespaces {
 		if n.Changed() {
 			t.changed.Store(true)
+			t.moves.Add(1)
 		}
 	}
 	return t.changed.Load()
+}
+
+// count says how often mounts have changed.
+func (t *mountTable) count() uint64 {
+	t.poll()
+	return t.moves.Load()
 }
 
 // kind returns the type of the filesystem that the mount id has.
@@ -271,15 +383,8 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 	if !ok || from.path == "" {
 		return nil
 	}
-	way := path.Dir(m.Point)
-	name := path.Base(m.Point)
-	dir, err := unix.Openat(from.fd, mounts.Relative(from.path, way), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		g.missed(m, from.view, err)
-		return nil
-	}
-	defer func() { unix.Close(dir) }()
-	is, err := mounts.Identify(dir, name)
+	to := func(name string) string { return mounts.Relative(from.path, name) }
+	is, err := mounts.Identify(from.fd, to(m.Point))
 	if err != nil {
 		g.missed(m, from.view, err)
 		return nil
@@ -287,34 +392,26 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 	if is.ID != m.ID {
 		return nil // something is mounted over it, or over a directory above
 	}
-	for {
-		in, err := mounts.Identify(dir, "")
+	// In what cannot be watched the name goes on.
+	for dir, name := path.Dir(m.Point), path.Base(m.Point); ; dir, name = path.Dir(dir), path.Join(path.Base(dir), name) {
+		in, err := mounts.Identify(from.fd, to(dir))
 		if err != nil {
 			return nil
 		}
 		if host, ok := bases[in.ID]; ok {
-			h, _, err := handleAt(dir, "")
+			h, _, err := handleAt(from.fd, to(dir))
 			if err != nil {
 				return nil
 			}
-			p := &point{is: is, mount: m, host: host.view, upper: host.fs, dir: host.fs.get(h), name: name}
+			p := &point{is: is, mount: m, host: host.view, upper: host.fs, dir: host.fs.get(h), name: name, fd: -1}
 			if !p.seen() {
 				return nil
 			}
 			return p
 		}
-		if way == "/" {
+		if dir == "/" {
 			return nil
 		}
-		// In what cannot be watched the name goes on.
-		name = path.Join(path.Base(way), name)
-		way = path.Dir(way)
-		above, err := unix.Openat(from.fd, mounts.Relative(from.path, way), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil
-		}
-		unix.Close(dir)
-		dir = above
 	}
 }
 
@@ -443,11 +540,11 @@ func (p *point) attach() {
 
 func (p *point) tryAttach() error {
 	g := p.upper.g
-	fd, err := p.open()
+	fd, _, err := p.enter()
 	if err != nil {
 		return fmt.Errorf("opening the mount: %w", err)
 	}
-	defer unix.Close(fd)
+	defer p.exit()
 	h, _, err := handleAt(fd, "")
 	if err != nil {
 		return fmt.Errorf("taking handle of the mount: %w", err)

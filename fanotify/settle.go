@@ -4,6 +4,7 @@ package fanotify
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -248,14 +249,14 @@ func (fs *filesystem) correct(d *difference) {
 	s.tell(Change{Op: op, Dir: d.nowDir() || !present && d.isDir, Parent: d.dir.handle})
 }
 
-// A look is a directory held open to look at names in it or, if it is below a mount
-// point, a way to it from there: to hold it open would keep the mount from being
-// unmounted.
+// A look is a directory held open to look at names in it or, where that would keep a
+// mount from being unmounted, the way to it from one that is.
 type look struct {
-	fs  *filesystem
-	dir *node
-	fd  int
-	way string
+	fs   *filesystem
+	dir  *node
+	fd   int
+	way  string
+	left uint64 // the group's, at that time: what it has left is not to be held either
 }
 
 // stat looks at name in dir. It returns nil when there is none, and errGone
@@ -285,44 +286,35 @@ func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
 
 // at has l look at names in dir.
 func (l *look) at(dir *node) error {
-	if dir == l.dir {
+	if l.fs.g.leaveMoved(); dir == l.dir && l.left == l.fs.g.left {
 		return nil
 	}
 	l.close()
-	fd, way, ok := l.fs.wayTo(dir)
-	if !ok {
-		var err error
-		if fd, err = l.fs.how.open(dir, 0); err != nil {
-			return err
-		}
+	l.left, l.way = l.fs.g.left, ""
+	fd, err := -1, error(nil)
+	if p := l.fs.views[0].point; p != nil && !p.copied {
+		fd, l.way, err = l.fs.reach(p, dir)
+	} else {
+		fd, err = l.fs.how.open(dir, 0)
 	}
-	l.dir, l.fd, l.way = dir, fd, way
+	if err != nil {
+		return err
+	}
+	l.dir, l.fd = dir, fd
 	return nil
 }
 
-// wayTo finds the way to a directory from where its mount is seen below a watch tree, if
-// there is no other way and the directory is still there.
-func (fs *filesystem) wayTo(dir *node) (fd int, way string, ok bool) {
-	if len(fs.views) == 0 || fs.views[0].point == nil {
-		return -1, "", false
-	}
-	n := dir
-	for ; n.mounts == nil || len(n.mounts.of) == 0; n = n.parent {
-		if way = n.name + "/" + way; n.parent == nil || n.name == "" || len(way) > 1024 {
-			return -1, "", false
-		}
-	}
-	p := n.mounts.of[0]
-	fd, err := p.upper.how.open(p.dir, p.host.id)
+// reach returns the way to a directory, with a '/' at its end, if it is still there.
+func (fs *filesystem) reach(p *point, dir *node) (fd int, way string, err error) {
+	fd, way, err = p.wayTo(dir)
 	if err != nil {
-		return -1, "", false
+		return -1, "", err
 	}
-	way = p.name + "/" + way
-	if h, id, err := handleAt(fd, way[:len(way)-1]); err != nil || id != p.is.ID || string(h) != dir.handle {
+	if h, _, err := handleAt(fd, way); err != nil || string(h) != dir.handle {
 		unix.Close(fd)
-		return -1, "", false
+		return -1, "", cmp.Or(err, errMoving)
 	}
-	return fd, way, true
+	return fd, way + "/", nil
 }
 
 func (l *look) close() {

@@ -134,30 +134,39 @@ func (n *node) beginnings() int {
 func (s *directoryMarks) walkRoot(n *node) error {
 	var fd, mountID int
 	var err error
+	var at *point
 	if n.site != nil && len(n.watches) > 0 {
 		mountID = n.view.id
 		fd, err = unix.Openat(int(n.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	} else {
-		mountID = n.mounts.of[0].is.ID
-		fd, err = n.mounts.of[0].open()
+		at = n.mounts.of[0]
+		fd, mountID, err = at.dup()
 	}
 	if err != nil {
 		return fmt.Errorf("opening directory: %w", err)
 	}
-	return s.walk(n, fd, walk{mountID: mountID, seen: s.seen(n)})
+	return s.walk(n, fd, walk{mountID: mountID, point: at, seen: s.seen(n)})
 }
 
 // A walk is one through a tree, or what it knows of a part of that.
 type walk struct {
-	mountID int  // where it ends: what is mounted below has a walk of its own
-	seen    bool // it is in another's tree as well, who is told of what is found new when the event comes that says so
-	tell    bool // what it finds must have been told
+	mountID int    // where it ends: what is mounted below has a walk of its own
+	point   *point // the mount, if it begins at the root of one below a watch tree
+	seen    bool   // it is in another's tree as well, who is told of what is found new when the event comes that says so
+	tell    bool   // what it finds must have been told
 }
 
 // walk marks the directory n, which it has open as fd and closes, and all below on
 // the same mount.
 func (s *directoryMarks) walk(n *node, fd int, k walk) error {
 	fs := s.fs
+	if k.point != nil {
+		if _, _, err := k.point.enter(); err != nil { // it was unmounted meanwhile
+			unix.Close(fd)
+			return err
+		}
+		k.point.exit()
+	}
 	// By that name ReadDir looks at entries whose type the filesystem does not say.
 	dir := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
 	defer dir.Close()
@@ -369,8 +378,7 @@ func (n *node) enter(mountID int) (fd, id int, err error) {
 	if n.mounts != nil {
 		for _, p := range n.mounts.of {
 			if p.is.ID == mountID || mountID == 0 {
-				fd, err = p.open()
-				return fd, p.is.ID, err
+				return p.dup()
 			}
 		}
 	}

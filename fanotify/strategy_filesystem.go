@@ -67,13 +67,11 @@ func (s *filesystemMark) disarm(v *view, mask uint64) error {
 
 // enter opens what the filesystem is marked by.
 func (s *filesystemMark) enter(v *view) (int, error) {
-	fd, done, err := v.enter()
+	fd, _, err := v.enter()
 	if err != nil {
 		return -1, err
 	}
-	if done {
-		defer unix.Close(fd)
-	}
+	defer v.exit()
 	return s.fs.how.hold(fd)
 }
 
@@ -83,7 +81,8 @@ func (s *filesystemMark) locate(n *node) error { return s.fs.lookUp(n) }
 func (s *filesystemMark) open(n *node, mountID int) (int, error) {
 	for _, v := range s.fs.views {
 		if v.id == mountID || mountID == 0 {
-			return v.open(n.handle)
+			fd, _, err := v.open(n.handle)
+			return fd, err
 		}
 	}
 	return -1, errGone

@@ -64,26 +64,31 @@ func (fs *filesystem) unsee(v *view) {
 	fs.views = slices.Delete(fs.views, i, i+1)
 }
 
-// enter returns a directory that is open in the mount. If done is true, the caller
-// closes it, and soon.
-func (v *view) enter() (fd int, done bool, err error) {
+// enter returns a directory that is open in the mount, or in a copy of it, and the id of
+// that. Who has looked at something in it exits.
+func (v *view) enter() (fd, id int, err error) {
 	if v.point == nil {
-		return v.fd, false, nil
+		return v.fd, v.id, nil
 	}
-	fd, err = v.point.open()
-	return fd, true, err
+	return v.point.enter()
 }
 
-// open opens a directory by its handle, with O_PATH.
-func (v *view) open(h string) (int, error) {
-	at, done, err := v.enter()
+func (v *view) exit() {
+	if v.point != nil {
+		v.point.exit()
+	}
+}
+
+// open opens a directory by its handle, with O_PATH. It returns the id of the mount that
+// it is open in, too.
+func (v *view) open(h string) (fd, id int, err error) {
+	at, id, err := v.enter()
 	if err != nil {
-		return -1, err
+		return -1, 0, err
 	}
-	if done {
-		defer unix.Close(at)
-	}
-	return openHandle(at, h, unix.O_DIRECTORY)
+	defer v.exit()
+	fd, err = openHandle(at, h, unix.O_DIRECTORY)
+	return fd, id, err
 }
 
 // openHandle opens what has the handle h with O_PATH, through the mount that fd is in.
@@ -101,7 +106,7 @@ func openHandle(at int, h string, flags int) (int, error) {
 
 // has says whether there still is what has the handle h.
 func (fs *filesystem) has(h string) bool {
-	fd, err := fs.views[0].open(h)
+	fd, _, err := fs.views[0].open(h)
 	if err == nil {
 		unix.Close(fd)
 	}
@@ -113,7 +118,7 @@ func (fs *filesystem) has(h string) bool {
 // tells. Errors: errGone, errMoving, errOutside where the mount does not show
 // what is above h, and errCovered where something is mounted over that.
 func (v *view) above(h string) (handle, string, error) {
-	fd, err := v.open(h)
+	fd, id, err := v.open(h)
 	if err != nil {
 		return nil, "", err
 	}
@@ -138,7 +143,7 @@ func (v *view) above(h string) (handle, string, error) {
 		if st.Nlink == 0 {
 			return nil, "", errGone
 		}
-		if mountID != v.id || string(parent) == h {
+		if mountID != id || string(parent) == h {
 			if isMountRoot(fd) || string(parent) == h {
 				return nil, "", errOutside
 			}

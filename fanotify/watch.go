@@ -94,6 +94,7 @@ func opsOf(mask uint64) (ops Op) {
 // A filesystem that cannot be watched is EOPNOTSUPP; the error says why. A
 // directory that was removed already is ENOENT.
 func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch, error) {
+	defer g.leave()
 	name := dir.Name()
 	w := &Watch{tree: tree, ops: ops, fn: fn}
 	dir, err := reopen(dir)
@@ -275,6 +276,7 @@ func (w *Watch) Close() error {
 	if w.closed {
 		return os.ErrClosed
 	}
+	defer w.fs.g.leave()
 	w.fs.g.narrow()
 	_, wide := w.fs.how.masks(w)
 	err := w.fs.how.disarm(w.anyView(), wide)
