@@ -297,13 +297,11 @@ func (fs *filesystem) rename(e *event) {
 	if isDir && e.fid != nil {
 		moved = fs.get(e.fid)
 	}
-	if moved != nil {
-		fs.checkRename(moved, from, string(e.old.name), to, string(e.new.name))
-	}
+	back := moved != nil && fs.checkRename(moved, from, string(e.old.name), to, string(e.new.name))
 	fs.tellRename(e, from, to, moved)
 	if moved != nil && fs.tracked() {
 		fs.move(moved, to, string(e.new.name))
-		fs.renames = append(fs.renames, rename{moved, from, string(e.old.name)})
+		fs.renames = append(fs.renames, rename{moved, from, string(e.old.name), back})
 		fs.g.ahead = true // so it is if this is half of an exchange
 	}
 }
@@ -313,22 +311,27 @@ type rename struct {
 	node *node
 	from *node
 	old  string
+	back bool // it has been where it was before, in the same batch
 }
 
-// checkRename says so if a directory's rename shows that names below it were
-// told wrong, or cannot be told right.
-func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name string) {
+// checkRename has it told if a directory's rename shows that names below it were told
+// wrong, or cannot be told right. It says whether the directory has been back where it was
+// in this batch: if it has left again, the kernel has merged that with the first time.
+func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name string) (back bool) {
 	if moved.parent != nil && !(moved.parent == from && moved.name == old) {
 		fs.misnamed() // it was looked up when this rename had happened already
 	}
 	for _, r := range fs.renames {
 		switch {
+		case r.node == moved && r.back:
+			back = true
 		case r.node == moved && to != nil && r.from == to && r.old == name:
-			fs.misnamed() // it is back, and if it left again the kernel has merged that with r
+			back = true
 		case r.node != moved && from != nil && r.node.parent == from && r.node.name == old:
 			fs.misnamed() // exchanged: a client has mixed what is below the two
 		}
 	}
+	return back
 }
 
 // tellRename tells each watch what it can see of a rename.

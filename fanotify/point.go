@@ -3,7 +3,6 @@
 package fanotify
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -103,8 +102,7 @@ func (p *point) stands() bool {
 		return false
 	}
 	defer unix.Close(dir)
-	is, err := mounts.Identify(dir, way)
-	return err == nil && is == p.is
+	return p.is.Leads(dir, way)
 }
 
 // enter opens the root of the mount, and returns it with the id of the mount that it is
@@ -137,8 +135,8 @@ func (p *point) openRoot() (fd int, copied bool, err error) {
 		return -1, false, err
 	}
 	defer unix.Close(dir)
-	if is, err := mounts.Identify(dir, way); err != nil || is != p.is {
-		return -1, false, cmp.Or(err, errUnmounted)
+	if !p.is.Leads(dir, way) {
+		return -1, false, errUnmounted
 	}
 	if fd, err = copyMount(dir, way); err == nil {
 		return fd, true, nil

@@ -131,6 +131,9 @@ const keepDoubts = 4096
 func (fs *filesystem) settle() {
 	g := fs.g
 	fs.how.settle()
+	if !g.queue.full && fs.strayed() {
+		return
+	}
 	if len(fs.doubts) > 0 && !g.queue.full {
 		differ := fs.differences()
 		if len(differ) > 0 && g.putOff < maxPutOff {
@@ -165,6 +168,40 @@ type difference struct {
 	*doubt
 	st  *unix.Stat_t // what has it now; nil if nothing
 	err error        // it cannot be looked at
+}
+
+// strayed looks whether the directories are where they were told that have been to and fro
+// in this batch, and has it told if they are not. It says whether there is more to tell
+// before that can be said.
+func (fs *filesystem) strayed() bool {
+	l := look{fs: fs}
+	defer l.close()
+	for _, r := range fs.renames {
+		if removed := fs.nodes[r.node.handle] != r.node; removed || !r.back || l.finds(r.node) {
+			continue
+		}
+		if l.close(); fs.g.putOff < maxPutOff && r.node.parent != nil {
+			fs.barrier(r.node.parent)
+			if fs.g.more() {
+				fs.g.putOff++
+				return true
+			}
+		}
+		fs.misnamed()
+		break
+	}
+	return false
+}
+
+// finds says whether the directory n is where it was told.
+func (l *look) finds(n *node) bool {
+	dir := n.parent
+	if dir == nil || dir == l.fs.top || dir.site == nil && l.at(dir) != nil {
+		return false
+	}
+	fd, way := l.in(dir)
+	h, _, err := handleAt(fd, way+n.name)
+	return err == nil && string(h) == n.handle
 }
 
 func (d *difference) nowDir() bool { return d.st != nil && d.st.Mode&unix.S_IFMT == unix.S_IFDIR }
@@ -262,18 +299,15 @@ type look struct {
 // stat looks at name in dir. It returns nil when there is none, and errGone
 // when there is no such directory any more.
 func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
-	fd, way := l.fd, ""
-	switch {
-	case dir == nil || dir == l.fs.top:
+	if dir == nil || dir == l.fs.top {
 		return nil, nil
-	case dir.site != nil:
-		fd = int(dir.dir.Fd())
-	default:
+	}
+	if dir.site == nil {
 		if err := l.at(dir); err != nil {
 			return nil, err
 		}
-		fd, way = l.fd, l.way
 	}
+	fd, way := l.in(dir)
 	st := new(unix.Stat_t)
 	switch err := unix.Fstatat(fd, way+string(name), st, unix.AT_SYMLINK_NOFOLLOW); {
 	case err == unix.ENOENT:
@@ -282,6 +316,14 @@ func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
 		return nil, fmt.Errorf("looking at name: %w", err)
 	}
 	return st, nil
+}
+
+// in returns from where names in dir are looked at, and what goes before them.
+func (l *look) in(dir *node) (fd int, way string) {
+	if dir.site != nil {
+		return int(dir.dir.Fd()), ""
+	}
+	return l.fd, l.way
 }
 
 // at has l look at names in dir.

@@ -178,6 +178,17 @@ func Identify(dirfd int, name string) (Identity, error) {
 	return is, nil
 }
 
+// Leads says whether name, in the directory dirfd, leads into that mount. It looks once.
+func (is Identity) Leads(dirfd int, name string) bool {
+	id, mask := uint64(is.ID), unix.STATX_MNT_ID
+	if is.Unique != 0 {
+		id, mask = is.Unique, unix.STATX_MNT_ID_UNIQUE
+	}
+	var st unix.Statx_t
+	err := unix.Statx(dirfd, name, unix.AT_NO_AUTOMOUNT|unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, mask, &st)
+	return err == nil && int(st.Mask)&mask != 0 && st.Mnt_id == id
+}
+
 // A Source is a file that has a namespace's mounts.
 type Source struct {
 	name  string
