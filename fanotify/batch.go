@@ -402,10 +402,15 @@ func (fs *filesystem) tellSides(old, new *hit, isDir bool, from, to *node) {
 // tell tells w of c, if it asked for it and was there.
 func (w *Watch) tell(c Change) {
 	g := w.fs.g
-	if c.Op &= w.ops; c.Op == 0 || w.gone || w.overflow == g.batch {
+	if q := g.queue; w.since > q.told && q == w.fs.queue && w.since > q.told+uint64(g.at) {
 		return
 	}
-	if q := g.queue; w.since > q.told && q == w.fs.queue && w.since > q.told+uint64(g.at) {
+	w.pass(c)
+}
+
+// pass tells w of c, if it asked for it.
+func (w *Watch) pass(c Change) {
+	if c.Op &= w.ops; c.Op == 0 || w.gone || w.overflow == w.fs.g.batch {
 		return
 	}
 	w.fn(c)

@@ -26,6 +26,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify/mounts"
 )
 
 // Op is what happened to a name. As a set it says what a watch asks for.
@@ -97,6 +99,8 @@ type Group struct {
 	inherited   []byte                    // the marks that came with the first queue, see Inherit
 	inheriting  bool                      // the watches of that are being opened anew
 
+	leaves      func(kind string) bool // see Leave
+	watchApart  func(dir *os.File, m mounts.Mount) Apart
 	mounts      mountTable
 	points      map[int]*point       // mounts that watch trees see, by id
 	asked       [opCount]int         // watch trees that ask for an op
@@ -291,6 +295,7 @@ func (g *Group) Drain() error {
 		g.refresh()
 	}
 	g.batch++
+	g.takeApart()
 	g.tellOwed()
 	for i := 0; i < len(g.queues); i++ { // what is told may replace a queue
 		g.queue = g.queues[i]

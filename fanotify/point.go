@@ -38,6 +38,8 @@ type point struct {
 	name  string // of the mount point; with '/' where it is in something that cannot be watched
 
 	failed bool // it could not be watched, and is to be tried again
+	left   bool // it is not to be touched, see Leave
+	apart  Apart
 
 	lower *filesystem // nil while it is not watched
 	root  *node       // its root directory
@@ -67,7 +69,10 @@ var synthetic = map[string]bool{
 	"rpc_pipefs": true, "securityfs": true, "selinuxfs": true, "sysfs": true, "tracefs": true,
 }
 
-var errUnmounted = errors.New("unmounted")
+var (
+	errUnmounted = errors.New("unmounted")
+	errNobody    = errors.New("nobody watches it")
+)
 
 // way returns how the mount point is reached from a directory that is held open, or in
 // a mount that is. The caller closes fd.
@@ -97,6 +102,9 @@ func (p *point) wayTo(n *node) (fd int, way string, err error) {
 
 // stands says whether the mount is still where it was, and nothing over it.
 func (p *point) stands() bool {
+	if p.left {
+		return p.upper.g.mounts.has(p.mount)
+	}
 	dir, way, err := p.way()
 	if err != nil {
 		return false
@@ -146,14 +154,13 @@ func (p *point) openRoot() (fd int, copied bool, err error) {
 }
 
 // dup is enter for who closes what is returned.
-func (p *point) dup() (fd, id int, err error) {
-	at, id, err := p.enter()
+func (p *point) dup() (int, error) {
+	at, _, err := p.enter()
 	if err != nil {
-		return -1, 0, err
+		return -1, err
 	}
 	defer p.exit()
-	fd, err = unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	return fd, id, err
+	return unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // copyMount opens the root of a copy of the mount that way leads to. That takes a mount of
@@ -259,6 +266,16 @@ func (t *mountTable) count() uint64 {
 	return t.moves.Load()
 }
 
+// has says whether that mount is still there and seen, without touching it.
+func (t *mountTable) has(m mounts.Mount) bool {
+	for _, n := range t.namespaces {
+		if table, _ := n.Table(); table.Lookup(m.ID) != nil {
+			return *table.Lookup(m.ID) == m && !table.Covered(m.ID)
+		}
+	}
+	return false
+}
+
 // kind returns the type of the filesystem that the mount id has.
 func (t *mountTable) kind(id int) string {
 	for _, n := range t.namespaces {
@@ -275,6 +292,8 @@ type base struct {
 	view *view
 	fd   int    // of the directory
 	path string // its, in its namespace
+
+	device uint64 // what is to be watched of what is mounted there; 0 is all
 }
 
 // refresh brings the points up to date with the mounts that there are, as a whole:
@@ -336,7 +355,7 @@ func (w *Watch) base(v *view) base {
 	if err != nil || !path.IsAbs(name) {
 		name = "" // too deep, or not in any namespace
 	}
-	return base{w.fs, v, fd, name}
+	return base{w.fs, v, fd, name, w.device}
 }
 
 // extend adds the points of mounts that are below the directory top and are not known yet,
@@ -365,7 +384,7 @@ func (g *Group) extend(n namespace, bases map[int]base, top string, found func(*
 			continue
 		}
 		if from, ok := bases[p.host.id]; ok {
-			bases[m.ID] = base{p.lower, p.view, from.fd, from.path}
+			bases[m.ID] = base{fs: p.lower, view: p.view, fd: from.fd, path: from.path}
 		}
 	}
 }
@@ -381,10 +400,19 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 	if !ok || from.path == "" {
 		return nil
 	}
+	if !watchedFrom(table, &m, from, bases) {
+		return nil
+	}
 	to := func(name string) string { return mounts.Relative(from.path, name) }
-	is, err := mounts.Identify(from.fd, to(m.Point))
-	if err != nil {
-		g.missed(m, from.view, err)
+	is, left := mounts.Identity{ID: m.ID}, g.leftIn(table, &m, bases)
+	switch {
+	case left == nil:
+		var err error
+		if is, err = mounts.Identify(from.fd, to(m.Point)); err != nil {
+			g.missed(m, from.view, err)
+			return nil
+		}
+	case left.ID != m.ID || table.Covered(m.ID):
 		return nil
 	}
 	if is.ID != m.ID {
@@ -401,7 +429,7 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 			if err != nil {
 				return nil
 			}
-			p := &point{is: is, mount: m, host: host.view, upper: host.fs, dir: host.fs.get(h), name: name, fd: -1}
+			p := &point{is: is, mount: m, host: host.view, upper: host.fs, dir: host.fs.get(h), name: name, left: left != nil, fd: -1}
 			if !p.seen() {
 				return nil
 			}
@@ -528,6 +556,10 @@ func (p *point) attach() {
 	if synthetic[p.mount.Kind] {
 		return
 	}
+	if p.left {
+		p.attachApart()
+		return
+	}
 	err := p.tryAttach()
 	p.failed = err != nil && !errors.Is(err, unix.ENOTDIR) // which is a mount on a file
 	if !p.failed || errors.Is(err, errUnmounted) {         // which is another change of the mounts
@@ -576,6 +608,10 @@ func (p *point) tryAttach() error {
 
 // detach undoes attach.
 func (p *point) detach() {
+	if p.apart != nil {
+		p.apart.Close()
+		p.apart = nil
+	}
 	fs := p.lower
 	if fs == nil {
 		return

@@ -196,7 +196,7 @@ func (fs *filesystem) strayed() bool {
 // finds says whether the directory n is where it was told.
 func (l *look) finds(n *node) bool {
 	dir := n.parent
-	if dir == nil || dir == l.fs.top || dir.site == nil && l.at(dir) != nil {
+	if dir == nil || dir == l.fs.top || dir.leftAt(n.name) || dir.site == nil && l.at(dir) != nil {
 		return false
 	}
 	fd, way := l.in(dir)
@@ -309,6 +309,10 @@ func (l *look) stat(dir *node, name []byte) (*unix.Stat_t, error) {
 	}
 	fd, way := l.in(dir)
 	st := new(unix.Stat_t)
+	if dir.leftAt(string(name)) {
+		st.Mode = unix.S_IFDIR
+		return st, nil
+	}
 	switch err := unix.Fstatat(fd, way+string(name), st, unix.AT_SYMLINK_NOFOLLOW); {
 	case err == unix.ENOENT:
 		return nil, nil

@@ -132,28 +132,25 @@ func (n *node) beginnings() int {
 }
 
 func (s *directoryMarks) walkRoot(n *node) error {
-	var fd, mountID int
-	var err error
+	fd, err := -1, error(nil)
 	var at *point
 	if n.site != nil && len(n.watches) > 0 {
-		mountID = n.view.id
 		fd, err = unix.Openat(int(n.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	} else {
 		at = n.mounts.of[0]
-		fd, mountID, err = at.dup()
+		fd, err = at.dup()
 	}
 	if err != nil {
 		return fmt.Errorf("opening directory: %w", err)
 	}
-	return s.walk(n, fd, walk{mountID: mountID, point: at, seen: s.seen(n)})
+	return s.walk(n, fd, walk{point: at, seen: s.seen(n)})
 }
 
 // A walk is one through a tree, or what it knows of a part of that.
 type walk struct {
-	mountID int    // where it ends: what is mounted below has a walk of its own
-	point   *point // the mount, if it begins at the root of one below a watch tree
-	seen    bool   // it is in another's tree as well, who is told of what is found new when the event comes that says so
-	tell    bool   // what it finds must have been told
+	point *point // the mount, if it begins at the root of one below a watch tree
+	seen  bool   // it is in another's tree as well, who is told of what is found new when the event comes that says so
+	tell  bool   // what it finds must have been told
 }
 
 // walk marks the directory n, which it has open as fd and closes, and all below on
@@ -224,20 +221,12 @@ func isOther(err error) bool {
 // walkEntry walks what name is in the directory n. If that has gone, an event
 // tells of it. It sets off no automount.
 func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) error {
-	if _, id, err := handleAt(dirfd, name); err == nil && id != k.mountID {
-		return nil
-	}
-	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if isOther(err) {
+	fd, h, err := readHere(dirfd, name)
+	if isOther(err) || err == unix.EXDEV {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("opening directory: %w", err)
-	}
-	h, id, err := handleAt(fd, "")
-	if err != nil || id != k.mountID { // mounted just now
-		unix.Close(fd)
-		return err
 	}
 	child := s.fs.get(h)
 	if child.parent != n || child.name != name {
@@ -264,39 +253,52 @@ func (s *directoryMarks) appeared(n, dir *node, name string, how arrival) {
 }
 
 func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
-	above, mountID, err := s.openBelow(dir, 0)
+	above, err := s.open(dir, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(above)
-	if _, id, err := handleAt(above, name); err == nil && id != mountID {
-		return nil // something is mounted over it
-	}
-	fd, err := unix.Openat(above, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if isOther(err) && dir.marked {
-		return nil // it was removed or renamed, of which an event tells
+	fd, h, err := readHere(above, name)
+	if err == unix.EXDEV || isOther(err) && dir.marked {
+		return nil // something is mounted over it, or it was removed or renamed, of which an event tells
 	}
 	if err != nil {
 		return err
 	}
-	if h, _, err := handleAt(fd, ""); err != nil || string(h) != n.handle {
+	if string(h) != n.handle {
 		unix.Close(fd)
 		return errMoving
 	}
-	return s.walk(n, fd, walk{mountID: mountID, tell: tell})
+	return s.walk(n, fd, walk{tell: tell})
+}
+
+// readHere opens the directory that name is for reading, and returns its handle. What is
+// mounted over it is not touched, which is EXDEV.
+func readHere(dir int, name string) (fd int, h handle, err error) {
+	at, err := openHere(dir, name)
+	if err != nil {
+		return -1, nil, err
+	}
+	defer unix.Close(at)
+	if h, _, err = handleAt(at, ""); err != nil {
+		return -1, nil, err
+	}
+	fd, err = unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return fd, h, err
 }
 
 // uncovered marks what a mount had covered. Who sees that lists it anew.
 func (s *directoryMarks) uncovered(p *point) {
-	dir, id, err := s.openBelow(p.dir, p.host.id)
+	dir, err := s.open(p.dir, p.host.id)
 	if err != nil {
 		return // it has gone, or nobody sees it
 	}
 	defer unix.Close(dir)
-	h, in, err := handleAt(dir, p.name)
-	if err != nil || in != id {
+	fd, h, err := readHere(dir, p.name)
+	if err != nil {
 		return
 	}
+	unix.Close(fd)
 	n := s.fs.get(h)
 	s.fs.move(n, p.dir, p.name)
 	s.appeared(n, p.dir, p.name, movedIn)
@@ -326,52 +328,45 @@ func (s *directoryMarks) settle() {
 	}
 }
 
-func (s *directoryMarks) open(n *node, mountID int) (int, error) {
-	fd, _, err := s.openBelow(n, mountID)
-	return fd, err
-}
-
-// openBelow opens a directory with O_PATH by its name below the nearest one that
-// is watched, or mounted, in the mount with that id or, if it is 0, any. It
-// returns that id.
-func (s *directoryMarks) openBelow(n *node, mountID int) (fd, id int, err error) {
+// open opens a directory with O_PATH by its name below the nearest one that is watched, or
+// mounted, in the mount with that id or, if it is 0, any.
+func (s *directoryMarks) open(n *node, mountID int) (fd int, err error) {
 	name, top := ".", n
 	base := -1
 	for ; ; top = top.parent {
-		base, id, err = top.enter(mountID)
+		base, err = top.enter(mountID)
 		if err != nil {
-			return -1, 0, err
+			return -1, err
 		}
 		if base >= 0 {
 			break
 		}
 		if name = path.Join(top.name, name); top.parent == nil || len(name) > maxPath {
-			return -1, 0, errGone // as has been told, or out of sight
+			return -1, errGone // as has been told, or out of sight
 		}
 	}
 	fd, err = unix.Openat(base, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	unix.Close(base)
 	if isOther(err) {
-		return -1, 0, errMoving
+		return -1, errMoving
 	}
 	if err != nil {
-		return -1, 0, fmt.Errorf("opening directory: %w", err)
+		return -1, fmt.Errorf("opening directory: %w", err)
 	}
 	if h, _, err := handleAt(fd, ""); err != nil || string(h) != n.handle {
 		unix.Close(fd)
-		return -1, 0, errMoving
+		return -1, errMoving
 	}
-	return fd, id, nil
+	return fd, nil
 }
 
 // enter opens n, if it is watched or mounted in the mount with that id, or any. Else
 // it returns -1.
-func (n *node) enter(mountID int) (fd, id int, err error) {
+func (n *node) enter(mountID int) (int, error) {
 	if n.site != nil {
 		for _, w := range n.watches {
 			if w.mountID == mountID || mountID == 0 {
-				fd, err = unix.FcntlInt(w.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-				return fd, w.mountID, err
+				return unix.FcntlInt(w.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 			}
 		}
 	}
@@ -382,7 +377,7 @@ func (n *node) enter(mountID int) (fd, id int, err error) {
 			}
 		}
 	}
-	return -1, 0, nil
+	return -1, nil
 }
 
 // removed forgets the mark of a directory, which went with it.

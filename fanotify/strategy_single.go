@@ -67,9 +67,14 @@ func (s *singleMarks) list(d *node) error {
 		if !e.IsDir() {
 			continue
 		}
-		h, id, err := handleAt(fd, e.Name())
-		if err != nil || id != d.view.id {
+		at, err := openHere(fd, e.Name())
+		if err != nil {
 			continue // it has gone, or something is mounted over it
+		}
+		h, _, err := handleAt(at, "")
+		unix.Close(at)
+		if err != nil {
+			continue
 		}
 		if n := s.fs.get(h); n.parent == nil {
 			s.fs.move(n, d, e.Name())

@@ -189,6 +189,9 @@ func (fs *filesystem) find(n *node) (parent *node, name string, err error) {
 // over that: of all others nobody sees what is below.
 func (fs *filesystem) under(v *view, n *node, name string) *node {
 	for _, w := range fs.watches {
+		if w.node.leftAt(name) {
+			continue
+		}
 		if h, id, err := handleAt(int(w.dir.Fd()), name); err == nil && id == v.id && string(h) == n.handle {
 			return w.node
 		}

@@ -19,6 +19,7 @@ type Watch struct {
 	mountID  int
 	inode    bool // it has its directory marked
 	tree     bool
+	device   uint64 // if not 0, it sees what is mounted from that alone, see WatchMount
 	ops      Op
 	fn       func(Change)
 	closed   bool
@@ -94,9 +95,12 @@ func opsOf(mask uint64) (ops Op) {
 // A filesystem that cannot be watched is EOPNOTSUPP; the error says why. A
 // directory that was removed already is ENOENT.
 func (g *Group) Watch(dir *os.File, tree bool, ops Op, fn func(Change)) (*Watch, error) {
+	return g.watch(&Watch{tree: tree, ops: ops, fn: fn}, dir)
+}
+
+func (g *Group) watch(w *Watch, dir *os.File) (*Watch, error) {
 	defer g.leave()
 	name := dir.Name()
-	w := &Watch{tree: tree, ops: ops, fn: fn}
 	dir, err := reopen(dir)
 	if err == nil {
 		err = g.start(w, dir)
@@ -174,7 +178,7 @@ func (g *Group) enlist(w *Watch, dir *os.File) error {
 	}
 	w.mountID, w.fs, w.dir = mountID, fs, dir
 	w.node = fs.get(h)
-	w.inode = fs.how.alone(w)
+	w.inode = w.device == 0 && fs.how.alone(w)
 	if w.tree {
 		if w.view, err = fs.see(dir, mountID); err != nil {
 			dir.Close()
@@ -182,7 +186,7 @@ func (g *Group) enlist(w *Watch, dir *os.File) error {
 			return err
 		}
 	}
-	inode, _ := fs.how.masks(w)
+	inode, _ := w.masks()
 	given := dir
 	if w.node.site != nil && w.node.view.id != mountID {
 		given = nil // w keeps its own: other mounts may be below it there
@@ -215,8 +219,26 @@ func (g *Group) enlist(w *Watch, dir *os.File) error {
 
 // arm has marked what w needs besides its directory.
 func (w *Watch) arm() error {
-	_, wide := w.fs.how.masks(w)
+	if w.device != 0 {
+		return nil
+	}
+	_, wide := w.masks()
 	return w.fs.how.arm(w.node, w.anyView(), wide)
+}
+
+func (w *Watch) disarm() error {
+	if w.device != 0 {
+		return nil
+	}
+	_, wide := w.masks()
+	return w.fs.how.disarm(w.anyView(), wide)
+}
+
+func (w *Watch) masks() (directory, wide uint64) {
+	if w.device != 0 {
+		return 0, 0
+	}
+	return w.fs.how.masks(w)
 }
 
 func (w *Watch) anyView() *view {
@@ -253,6 +275,9 @@ func (g *Group) nest(w *Watch) {
 	}
 	for _, n := range g.mounts.namespaces {
 		if table, _ := n.Table(); table.Lookup(w.mountID) != nil {
+			if table.Holds(w.mountID) {
+				n.Forget() // a directory may have been renamed that is above a mount
+			}
 			g.extend(n, map[int]base{w.mountID: top}, top.path, func(*point) {})
 			return
 		}
@@ -278,8 +303,7 @@ func (w *Watch) Close() error {
 	}
 	defer w.fs.g.leave()
 	w.fs.g.narrow()
-	_, wide := w.fs.how.masks(w)
-	err := w.fs.how.disarm(w.anyView(), wide)
+	err := w.disarm()
 	if err = cmp.Or(err, w.stop()); err != nil {
 		return fmt.Errorf("ending watch: %w", err)
 	}
@@ -308,7 +332,7 @@ func (w *Watch) stop() error {
 	if w.dir != n.dir {
 		w.dir.Close()
 	}
-	inode, _ := fs.how.masks(w)
+	inode, _ := w.masks()
 	err = cmp.Or(err, fs.unwant(n, inode))
 	if w.tree {
 		fs.unsee(w.view)

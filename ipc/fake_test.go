@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/fanotify/mounts"
 	"ksmbd-notifyd/genl"
 )
 
@@ -164,6 +165,12 @@ func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanot
 	g.world.watch = append(g.world.watch, f)
 	return f, nil
 }
+
+func (g fakeGroup) WatchMount(dir *os.File, _ uint64, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
+	return g.Watch(dir, true, ops, fn)
+}
+
+func (g fakeGroup) Leave(func(string) bool, func(*os.File, mounts.Mount) fanotify.Apart) {}
 
 func (g fakeGroup) Wait(ctx context.Context) error {
 	select {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/fanotify/mounts"
 	"ksmbd-notifyd/genl"
 )
 
@@ -84,6 +85,8 @@ type Opener func(Superblock) (Group, error)
 type Group interface {
 	io.Closer
 	Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error)
+	WatchMount(dir *os.File, device uint64, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error)
+	Leave(leaves func(kind string) bool, watch func(dir *os.File, m mounts.Mount) fanotify.Apart)
 	Wait(ctx context.Context) error
 	Drain() error
 	Overflows() uint64
@@ -117,6 +120,10 @@ func (g group) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.
 	return g.Group.Watch(dir, tree, ops, fn)
 }
 
+func (g group) WatchMount(dir *os.File, device uint64, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
+	return g.Group.WatchMount(dir, device, ops, fn)
+}
+
 // shared is what the conversation and its workers share.
 type shared struct {
 	log       *slog.Logger
@@ -142,7 +149,8 @@ type loop struct {
 	routes  map[uint64]*route // by watch
 	users   map[string]int    // watches by their user
 	running sync.WaitGroup
-	failed  chan error // why a worker has ended
+	working context.Context // of the workers
+	failed  chan error      // why a worker has ended
 
 	heirs   map[Superblock]*Part // what the last daemon left, and nobody has taken
 	settled bool                 // nothing is to be taken any more
@@ -322,28 +330,46 @@ func (l *loop) dispatch(working context.Context, items []genl.Item) {
 
 // route finds the worker for a new watch, made if need be.
 func (l *loop) route(working context.Context, item genl.Item) *route {
-	fs := Superblock{item.Filesystem, deviceName(item.Device)}
-	w := l.workers[fs]
-	if w == nil {
-		w = newWorker(l.shared, fs, l.past[fs], l)
-		l.workers[fs] = w
-		part := l.heirs[fs]
-		delete(l.heirs, fs)
-		l.running.Add(1)
-		go func() {
-			defer l.running.Done()
-			if err := w.run(working, l.open, part); err != nil {
-				select {
-				case l.failed <- err:
-				default: // one is enough
-				}
-			}
-		}()
-	}
-	r := &route{w, item.User, item.Share}
+	r := &route{l.workerOf(working, Superblock{item.Filesystem, deviceName(item.Device)}), item.User, item.Share}
 	l.routes[item.WatchID] = r
 	l.users[item.User]++
 	return r
+}
+
+// workerOf returns the worker of a filesystem, made if need be.
+func (l *loop) workerOf(working context.Context, fs Superblock) *worker {
+	w := l.workers[fs]
+	if w != nil {
+		return w
+	}
+	w = newWorker(l.shared, fs, l.past[fs], l)
+	l.workers[fs] = w
+	part := l.heirs[fs]
+	delete(l.heirs, fs)
+	l.working = working
+	l.running.Add(1)
+	go func() {
+		defer l.running.Done()
+		if err := w.run(working, l.open, part); err != nil {
+			select {
+			case l.failed <- err:
+			default: // one is enough
+			}
+		}
+	}()
+	return w
+}
+
+// neighbour implements conversation.
+func (l *loop) neighbour(fs Superblock) *worker {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.working == nil || l.working.Err() != nil {
+		return nil
+	}
+	w := l.workerOf(l.working, fs)
+	w.guests.Add(1)
+	return w
 }
 
 // forget forgets a watch that is not armed.
@@ -360,7 +386,7 @@ func (l *loop) retire(w *worker) bool {
 	defer l.mu.Unlock()
 	w.inboxMu.Lock()
 	defer w.inboxMu.Unlock()
-	if len(w.inbox) > 0 {
+	if len(w.inbox) > 0 || w.guests.Load() > 0 {
 		return false
 	}
 	for _, r := range l.routes {

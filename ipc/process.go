@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/fanotify/mounts"
 )
 
 // A thread that waits for an answer of a FUSE server cannot be killed, and a
@@ -42,6 +43,8 @@ type call struct {
 	Name  string // of the directory
 	Tree  bool
 	Ops   fanotify.Op
+
+	Device uint64 // if not 0, what is mounted from that is to be watched alone
 }
 
 type what int
@@ -193,6 +196,18 @@ func (p *process) answer() (answer, error) {
 
 // Watch implements Group.
 func (p *process) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
+	return p.watch(dir, call{Tree: tree, Ops: ops}, fn)
+}
+
+// WatchMount implements Group.
+func (p *process) WatchMount(dir *os.File, device uint64, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
+	return p.watch(dir, call{Device: device, Ops: ops}, fn)
+}
+
+// Leave implements Group: one that can hang is left to itself.
+func (p *process) Leave(func(string) bool, func(*os.File, mounts.Mount) fanotify.Apart) {}
+
+func (p *process) watch(dir *os.File, c call, fn func(fanotify.Change)) (Mark, error) {
 	p.last++
 	id := p.last
 	_, _, err := p.wakes.WriteMsgUnix([]byte{0}, unix.UnixRights(int(dir.Fd())), nil)
@@ -202,7 +217,8 @@ func (p *process) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanoti
 		return nil, fmt.Errorf("%w: giving a directory to the process of a filesystem: %w", errLost, err)
 	}
 	p.watches[id] = fn
-	a, err := p.do(call{What: callWatch, Watch: id, Name: name, Tree: tree, Ops: ops})
+	c.What, c.Watch, c.Name = callWatch, id, name
+	a, err := p.do(c)
 	if err != nil {
 		delete(p.watches, id)
 		return nil, err
@@ -332,7 +348,7 @@ func (s *served) do(c call) answer {
 		if err != nil {
 			return s.failed(err)
 		}
-		mark, err := s.group.Watch(dir, c.Tree, c.Ops, func(told fanotify.Change) { s.told(c.Watch, told) })
+		mark, err := s.watch(dir, c)
 		if err != nil {
 			return s.failed(err)
 		}
@@ -355,6 +371,14 @@ func (s *served) do(c call) answer {
 		a.Changes, s.changes = s.changes, nil
 		return a
 	}
+}
+
+func (s *served) watch(dir *os.File, c call) (Mark, error) {
+	fn := func(told fanotify.Change) { s.told(c.Watch, told) }
+	if c.Device != 0 {
+		return s.group.WatchMount(dir, c.Device, c.Ops, fn)
+	}
+	return s.group.Watch(dir, c.Tree, c.Ops, fn)
 }
 
 // failed returns the answer that has an error, if it is one.

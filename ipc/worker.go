@@ -94,6 +94,7 @@ type worker struct {
 	alarm *time.Timer
 	stuck atomic.Bool // and somebody was told
 
+	guests  atomic.Int32 // mounts that are watched for other workers
 	started atomic.Bool  // there is a group
 	woke    atomic.Int64 // when the queue was found to hold something that is not read yet, in ns of Unix time; else 0
 
@@ -134,9 +135,10 @@ type lastChange struct {
 
 // conversation is what a worker asks of who has it.
 type conversation interface {
-	forget(watch uint64) // which is not armed
-	retire(*worker) bool // which has nothing to do
-	merge(*worker) bool  // with another, as it can have no fanotify group of its own
+	forget(watch uint64)          // which is not armed
+	retire(*worker) bool          // which has nothing to do
+	merge(*worker) bool           // with another, as it can have no fanotify group of its own
+	neighbour(Superblock) *worker // that of another filesystem, which stays for a guest; nil in the end
 }
 
 func newWorker(s *shared, fs Superblock, before *worker, c conversation) *worker {
@@ -258,7 +260,9 @@ func (l *worker) start(ctx context.Context, open Opener) bool {
 		group, err := open(l.filesystem)
 		l.end()
 		if err == nil {
-			l.group = group
+			if l.group = group; !MayHang(l.filesystem.Type) {
+				group.Leave(MayHang, l.watchApart)
+			}
 			l.started.Store(true)
 			return true
 		}

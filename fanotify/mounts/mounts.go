@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -117,6 +118,34 @@ func (t *Table) Lookup(id int) *Mount {
 		return &t.list[i]
 	}
 	return nil
+}
+
+// Holds says whether anything is mounted in that mount.
+func (t *Table) Holds(id int) bool {
+	return slices.ContainsFunc(t.All(), func(m Mount) bool { return m.Parent == id && m.ID != id })
+}
+
+// Covered says whether another mount is over that one, or over a directory above it, so
+// that nobody comes to it by its path.
+func (t *Table) Covered(id int) bool {
+	for m := t.Lookup(id); m != nil; m = t.Lookup(m.Parent) {
+		up := t.Lookup(m.Parent)
+		for i := range t.list {
+			o := &t.list[i]
+			switch {
+			case o.ID == m.ID || o == up:
+			case m.ID == id && o.Parent == id && o.Point == m.Point: // on its root
+				return true
+			case up == nil || up == m || o.Parent != up.ID:
+			case m.Below(o.Point) && o.Point != up.Point || o.Point == up.Point && m.Point != up.Point: // beside it
+				return true
+			}
+		}
+		if up == m {
+			break
+		}
+	}
+	return false
 }
 
 // Below says whether m is mounted below the directory dir.

@@ -121,3 +121,27 @@ func TestSource(t *testing.T) {
 		}
 	}
 }
+
+// Covered goes by the table alone: nothing is touched.
+func TestCovered(t *testing.T) {
+	table := Parse([]byte(`1 1 8:1 / / rw - ext4 /dev/a rw
+2 1 0:2 / /a rw - tmpfs none rw
+3 2 0:3 / /a/b/c rw - fuse none rw
+4 2 0:4 / /a/b rw - tmpfs none rw
+5 2 0:5 / /a/d rw - fuse none rw
+6 5 0:6 / /a/d rw - fuse none rw
+7 6 0:7 / /a/d/e rw - fuse none rw
+8 1 0:8 / /f/g rw - fuse none rw
+9 8 0:9 / /f/g/h rw - fuse none rw
+10 8 0:10 / /f/g rw - tmpfs none rw
+11 1 0:11 / /ab rw - fuse none rw
+`))
+	for id, want := range map[int]bool{1: false, 2: false, 3: true, 4: false, 5: true, 6: false, 7: false, 8: true, 9: true, 10: false, 11: false} {
+		if table.Covered(id) != want {
+			t.Errorf("%d is covered: %v", id, !want)
+		}
+	}
+	if !table.Holds(2) || table.Holds(11) {
+		t.Error("what holds mounts is not known")
+	}
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/fanotify/mounts"
+)
+
+// A mount of a filesystem that can hang may be below a watch tree of one that cannot. It is
+// watched by the worker of its own filesystem, for the worker that has the tree, which
+// waits for it no longer than for armWithin.
+
+// armWithin is how long a new watch tree waits for a mount below it to be watched, if its
+// filesystem is not stuck already. If that takes longer, the clients list it anew.
+const armWithin = 50 * time.Millisecond
+
+// maxApart bounds the changes that wait to be taken from one mount.
+const maxApart = 16384
+
+// apart is a mount that is watched by another worker. It implements fanotify.Apart.
+type apart struct {
+	*worker // of the tree
+	by      *worker
+	mark    Mark // of by's goroutine
+
+	mu      sync.Mutex
+	changes []fanotify.Change
+	closed  bool
+}
+
+// watchApart has the worker of its filesystem watch a mount below l's trees.
+func (l *worker) watchApart(dir *os.File, m mounts.Mount) fanotify.Apart {
+	a := &apart{worker: l, by: l.neighbour(Superblock{m.Kind, deviceName(uint32(m.Device))})}
+	armed := make(chan struct{})
+	if a.by == nil {
+		dir.Close()
+		a.add(fanotify.Change{Op: fanotify.Gone})
+		return a
+	}
+	a.by.post(func() error { return a.arm(dir, m.Device, armed) })
+	if since := a.by.since.Load(); since == 0 || time.Since(time.Unix(0, since)) < armWithin {
+		select {
+		case <-armed:
+			a.Take(func(fanotify.Change) {}) // nobody has listed anything yet
+		case <-time.After(armWithin):
+		}
+	}
+	return a
+}
+
+// arm watches the mount. In by's goroutine.
+func (a *apart) arm(dir *os.File, device uint64, armed chan<- struct{}) error {
+	defer close(armed)
+	if a.by.group == nil || a.isClosed() {
+		dir.Close()
+		a.add(fanotify.Change{Op: fanotify.Gone})
+		return nil
+	}
+	name := "watching " + dir.Name()
+	a.by.begin(&name)
+	defer a.by.end()
+	var err error
+	a.mark, err = a.by.group.WatchMount(dir, device, ^fanotify.Op(0), a.add)
+	if err != nil {
+		a.log.Warn("a mount below a watched directory cannot be watched", "path", dir.Name(), "err", err)
+		a.add(fanotify.Change{Op: fanotify.Gone})
+		return nil
+	}
+	a.add(fanotify.Change{Op: fanotify.Overflow}) // of what was before
+	return nil
+}
+
+// add takes in a change, for the worker of the tree to take.
+func (a *apart) add(c fanotify.Change) {
+	c.Name, c.OldName, c.File = clone(c.Name), clone(c.OldName), nil
+	a.mu.Lock()
+	if len(a.changes) >= maxApart {
+		a.changes, c = a.changes[:0], fanotify.Change{Op: fanotify.Overflow}
+	}
+	a.changes = append(a.changes, c)
+	first := len(a.changes) == 1 && !a.closed
+	a.mu.Unlock()
+	if first {
+		a.post(a.drain)
+	}
+}
+
+// clone copies a name, of which nil and none are different.
+func clone(name []byte) []byte {
+	if name == nil {
+		return nil
+	}
+	return append([]byte{}, name...)
+}
+
+func (a *apart) isClosed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.closed
+}
+
+// Take implements fanotify.Apart.
+func (a *apart) Take(fn func(fanotify.Change)) {
+	a.mu.Lock()
+	changes := a.changes
+	a.changes = nil
+	a.mu.Unlock()
+	for _, c := range changes {
+		fn(c)
+	}
+}
+
+// Close implements fanotify.Apart. It does not wait.
+func (a *apart) Close() error {
+	a.mu.Lock()
+	a.closed, a.changes = true, nil
+	a.mu.Unlock()
+	if a.by == nil {
+		return nil
+	}
+	a.by.post(func() error {
+		if a.mark != nil {
+			a.mark.Close()
+			a.mark = nil
+		}
+		a.by.guests.Add(-1)
+		return nil
+	})
+	return nil
+}
