@@ -68,6 +68,7 @@ packages = test/guest/packages.sh
 all: build
 
 build:
+	@command -v go > /dev/null || { echo 'make: there is no go: install Go 1.26 or later, and have it in PATH' >&2; exit 1; }
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.

@@ -297,6 +297,8 @@ func (m *machine) howToGet() string {
 		}
 	}
 	switch {
+	case m.dkmsVersion() == "" && !supported(m.release):
+		return "boot Linux " + series + " and " + installDKMS
 	case m.dkmsVersion() == "":
 		return installDKMS
 	case built == nil && supported(m.release):

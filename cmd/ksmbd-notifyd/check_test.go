@@ -208,6 +208,8 @@ func TestCheckMistakes(t *testing.T) {
 			g.family, g.release, g.machine.release = noFamily, "", "9.1.0-amd64"
 			kernel(g, "9.1.0-amd64")
 		}, "FAIL  module    /lib/modules/6.12.1/updates/ksmbd.ko is the stock one and cannot notify: boot Linux " + series + "\n", false},
+		{"no module for a kernel of no series", func(g *goodMachine) { g.family, g.file, g.machine.release = noFamily, "", "6.18.44" },
+			"FAIL  module    there is no ksmbd in /lib/modules/6.18.44: boot Linux " + series + " and install ksmbd-notify-dkms\n", false},
 		{"Secure Boot", func(g *goodMachine) {
 			g.family = noFamily
 			g.remove("sys/module")

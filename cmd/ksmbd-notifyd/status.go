@@ -43,9 +43,10 @@ const answerWithin = 5 * time.Second
 
 var errRunning = errors.New("another ksmbd-notifyd is running, there can be one: systemctl status ksmbd-notifyd")
 
-// runtimeDir returns the directory of the status socket.
+// runtimeDir returns the directory of the status socket. systemd may give several.
 func runtimeDir() string {
-	return cmp.Or(os.Getenv("RUNTIME_DIRECTORY"), "/run/ksmbd-notifyd")
+	first, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
+	return cmp.Or(first, "/run/ksmbd-notifyd")
 }
 
 const socketName = "socket"

@@ -46,6 +46,7 @@ for modules in /lib/modules/*/; do
 		[ -n "$said" ] || ! { grep -qs 'No space left' "$make" "$log" || ! head -c 100000 /dev/zero > $why/.space; } 2> /dev/null || said="the disk is full"
 		lacking "${said:-$(tail -1 "$log")}; then: /usr/src/ksmbd-notify-$version/install.sh"
 	fi
-	rm -f "$log" $why/.space
+	[ "$log" = /dev/null ] || rm -f "$log"
+	rm -f $why/.space
 done 2>&1
 exit 0
