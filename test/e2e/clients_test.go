@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -304,6 +305,38 @@ func TestBelowMount(t *testing.T) {
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("told %v, want %v", got, want)
+	}
+}
+
+// TestShareAboveMount: the data that a share has is on a filesystem mounted below its path. What can be listed of it is told, to
+// who watches the share and to who watches there.
+func TestShareAboveMount(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	w.mkdir("sub")
+	tree, err := w.dial(smb2.Options{}).TreeConnect(w.ctx, "SRV")
+	w.ok(err)
+	below := strings.ReplaceAll(strings.TrimPrefix(w.dir, filepath.Dir(mount)+"/"), "/", `\`)
+	opened := func(name string) *smb2.File {
+		return w.create(tree, smb2.CreateParams{
+			Name: name, Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+		})
+	}
+	listed, err := opened(below).List(w.ctx)
+	w.ok(err)
+	if !slices.Equal(listed, []string{"sub"}) {
+		t.Fatalf("listed %q", listed)
+	}
+	top, there := opened(""), opened(below)
+	p := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 4096}
+	calls := [2]*smb2.Call{}
+	for _, name := range []string{"new", "sub/deep"} {
+		calls[0], _ = w.park(top, p)
+		calls[1], _ = w.park(there, p)
+		w.touch(name)
+		name = strings.ReplaceAll(name, "/", `\`)
+		w.told(calls[0], "ADDED "+below+`\`+name)
+		w.told(calls[1], "ADDED "+name)
 	}
 }
 

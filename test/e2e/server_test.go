@@ -44,6 +44,7 @@ var shares = []struct{ name, dir, options string }{
 	{"BESIDE", "outer/beside", ""},
 	{"OUTER", "outer", ""},
 	{"HANGS", "../hangs/share", ""}, // see TestHangingShare
+	{"SRV", "..", ""},               // what is mounted is below it
 	{lanes[0], "lane0", laneOptions},
 	{lanes[1], "lane1", laneOptions},
 	{lanes[2], "lane2", laneOptions},

@@ -79,6 +79,7 @@ func (f *File) NotifyRequest(p NotifyParams) *Request {
 		Command: ChangeNotify,
 		TreeID:  f.Tree.ID,
 		Charge:  p.Charge,
+		Credits: p.Charge,
 		Body:    pack(uint16(32), flags, p.Length, f.ID, uint32(p.Filter), uint32(0)),
 	}
 }
