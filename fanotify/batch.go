@@ -104,6 +104,9 @@ func (g *Group) crowd() bool {
 	return g.creator != 0 && g.remover != 0 && (g.creator != g.remover || g.creator == several)
 }
 
+// position returns where in its queue the event at hand ends.
+func (g *Group) position() uint64 { return g.queue.told + uint64(g.next) }
+
 func movesDir(mask uint64) bool {
 	return mask&unix.FAN_ONDIR != 0 && mask&(unix.FAN_CREATE|unix.FAN_DELETE|unix.FAN_RENAME) != 0
 }
@@ -164,6 +167,9 @@ func (fs *filesystem) dispatch(e *event) {
 	case string(e.at.name) == ".":
 		fs.self(e)
 	default:
+		if e.pid == fs.exchanged.thread {
+			fs.exchanged.thread = 0
+		}
 		fs.entry(e)
 	}
 }
@@ -193,6 +199,9 @@ func (fs *filesystem) tellEntry(e *event, s *scope, dir *node, ops Op) {
 		fs.reveal(s, dir, name)
 	} else if fs.expecting {
 		fs.revealDirectory(dir)
+	}
+	if d := fs.believed(dir, name); ops&Create == 0 && d != nil && !d.present {
+		ops &^= data // it was told as removed, and may still be open
 	}
 	c := fs.change(e, e.fid)
 	c.Parent = dir.handle
@@ -268,6 +277,9 @@ func (fs *filesystem) self(e *event) {
 		fs.lost(ops, true)
 	}
 	s.loseUnsure(ops)
+	if d := fs.believed(n.parent, []byte(n.name)); d != nil && !d.present && !d.expected {
+		return // it was told as removed, by what came after this event and was merged with one before
+	}
 	if len(s.hits) > 0 {
 		c := fs.change(e, e.at.dir)
 		if c.Op = ops; n.parent != nil {
@@ -314,6 +326,27 @@ type rename struct {
 	back bool // it has been where it was before, in the same batch
 }
 
+// A half is the last rename, which may be the first of the two that tell of an exchange.
+type half struct {
+	thread   int32
+	from, to *node
+	old, new string
+	file     string
+	isDir    bool
+}
+
+// completes says whether the rename at hand is the second half, and else remembers it as
+// the first. The name that it leaves is that of the first one's file.
+func (x *half) completes(e *event, from, to *node) bool {
+	if x.thread == e.pid && x.thread != 0 && x.from == to && x.to == from && from != nil && to != nil &&
+		x.old == string(e.new.name) && x.new == string(e.old.name) && x.file != string(e.fid) {
+		x.thread = 0
+		return true
+	}
+	*x = half{e.pid, from, to, string(e.old.name), string(e.new.name), string(e.fid), e.mask&unix.FAN_ONDIR != 0}
+	return false
+}
+
 // checkRename has it told if a directory's rename shows that names below it were told
 // wrong, or cannot be told right. It says whether the directory has been back where it was
 // in this batch: if it has left again, the kernel has merged that with the first time.
@@ -354,6 +387,9 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	if len(b.hits) > 0 && fs.expecting {
 		fs.revealDirectory(to)
 	}
+	if moved != nil && len(a.hits) > 0 && len(b.hits) == 0 {
+		moved.left = fs.g.position()
+	}
 	if len(b.hits) > 0 && fs.asks(Delete) && fs.replaces(e, to) {
 		b.tell(Change{Op: Delete, Dir: isDir, Parent: to.handle})
 	}
@@ -366,8 +402,15 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 			fs.tellSides(nil, h, isDir, from, to)
 		}
 	}
+	exchanged := fs.exchanged.completes(e, from, to)
+	if exchanged {
+		a.tell(Change{Op: Create, Dir: fs.exchanged.isDir, Parent: from.handle})
+	}
 	if len(a.hits) > 0 {
 		d := doubt{name: old, isDir: isDir}
+		if exchanged {
+			d.present, d.isDir = true, fs.exchanged.isDir
+		}
 		if from == to {
 			d.alias = new
 		}

@@ -45,6 +45,7 @@ type filesystem struct {
 	expecting bool    // some are of names that a walk found
 	doubtful  map[doubtKey]int
 	renames   []rename
+	exchanged half
 }
 
 // A fsKey names a filesystem. One without a filesystem mark stands twice: its

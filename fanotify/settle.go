@@ -32,6 +32,7 @@ type doubt struct {
 	is       *node  // the directory that has the name, if that is known
 	file     handle // the file that all events were of: that it is gone confirms that the name is
 	sure     bool   // it was only created, or only removed
+	at       uint64 // where in the queue that was told
 }
 
 type doubtKey struct {
@@ -51,7 +52,7 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 	if len(fs.doubts) == 0 && !doubtful && !undone {
 		return
 	}
-	d.dir, d.sure = dir, !doubtful
+	d.dir, d.sure, d.at = dir, !doubtful, fs.g.position()
 	key := doubtKey{dir, maphash.Bytes(seed, d.name)}
 	if i, ok := fs.doubtful[key]; ok {
 		was := &fs.doubts[i]
@@ -81,11 +82,22 @@ func (fs *filesystem) believed(dir *node, name []byte) *doubt {
 // expect remembers that a walk found a name in dir. If no event tells that it was made
 // before it is settled, or before anything else is told of it, it is told then.
 func (fs *filesystem) expect(dir *node, name string, isDir bool) {
-	if d := fs.believed(dir, []byte(name)); d != nil && d.present {
+	if d := fs.believed(dir, []byte(name)); d != nil && d.present && !dir.leftSince(d.at) {
 		return
 	}
 	fs.expecting = true
 	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, merged: true, expected: true}, true)
+}
+
+// leftSince says whether n, or a directory above, was told to have gone out of sight since.
+func (n *node) leftSince(at uint64) bool {
+	for steps := 0; n != nil && steps < maxPath/2; steps++ {
+		if n.left > at {
+			return true
+		}
+		n = n.parent
+	}
+	return false
 }
 
 // reveal tells the watches in s that name was made in dir, if a walk found it and

@@ -423,6 +423,9 @@ func (s *directoryMarks) forget() {
 			fs.g.log.Warn("cannot mark a watch tree, clients list it anew until it can be", "err", err)
 		}
 	}
+	for _, n := range fs.nodes {
+		n.pending = false // of what was found here no event tells
+	}
 	fs.g.batch++
 	fs.lost(^Op(0), true)
 }
