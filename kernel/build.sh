@@ -38,6 +38,7 @@ done
 
 rm -rf "$out/src"
 version=$("$here/source.sh" "$source" "$out/src")
+[ "$(cut -d. -f1,2 <<< "$version")" = "$series" ] || die "$source is of $version, but kernel $release takes the source of $series"
 "$here/tree.sh" "$out/src" "$series" "$out" || die "the patches for $series do not fit ksmbd of $version, from $source"
 # asn1_compiler is not among the programs of a distribution's headers.
 gcc -O1 -I"$out/src/include" -o "$out/asn1_compiler" "$out/src/scripts/asn1_compiler.c"

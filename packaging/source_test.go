@@ -86,6 +86,44 @@ func TestKernelSource(t *testing.T) {
 	}
 }
 
+// What a module cannot be built of or with is said in a line.
+func TestKernelBuild(t *testing.T) {
+	build, err := filepath.Abs("../kernel/build.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	shell(t, dir, `
+		for h in raw good old odd none; do mkdir -p $h/include/config && touch $h/Makefile; done
+		echo 6.12.9-amd64 > good/include/config/kernel.release
+		echo 6.6.1 > old/include/config/kernel.release
+		echo odd > odd/include/config/kernel.release
+		: > none/include/config/kernel.release
+		mkdir -p tree/{fs/smb/{server,common},fs/nls,scripts,include/linux}
+		touch tree/{fs/nls/nls_ucs2_utils.h,scripts/asn1_compiler.c,include/linux/asn1_ber_bytecode.h}
+		printf 'VERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 9\n' > tree/Makefile`)
+	for _, test := range []struct{ args, want string }{
+		{"", "build: HEADERS, SOURCE and OUT are needed"},
+		{"nowhere tree out", "build: nowhere: no kernel headers there: install linux-headers-RELEASE, or prepare a kernel tree with make modules_prepare"},
+		{"raw tree out", "not prepared, no include/config/kernel.release: make modules_prepare"},
+		{"none tree out", "names no series"},
+		{"odd tree out", "release odd names no series"},
+		{"old tree out", "build: kernel 6.6.1: series 6.6 is not supported, only "},
+		{"good nowhere out", "source: nowhere: there is no such tree or tarball, or it is empty"},
+		{"good tree out", "build: tree is of 7.2.9, but kernel 6.12.9-amd64 takes the source of 6.12"},
+		{"good tree out ARCH=mips CROSS_COMPILE=nowhere-", "build: there is no nowhere-gcc: install it"},
+		{"good tree raw/Makefile/out", "mkdir: cannot create directory"},
+	} {
+		c := exec.Command(build, strings.Fields(test.args)...)
+		c.Dir = dir
+		c.Env = append(os.Environ(), "LC_ALL=C")
+		got, err := c.CombinedOutput()
+		if err == nil || !strings.Contains(string(got), test.want) || strings.Count(string(got), "\n") != 1 {
+			t.Errorf("%s: %v, %q, want %q", test.args, err, got, test.want)
+		}
+	}
+}
+
 // Versions sort as they follow each other, for dpkg and for rpm.
 func TestVersions(t *testing.T) {
 	dir := t.TempDir()
