@@ -116,11 +116,16 @@ func TestSetAccessTime(t *testing.T) {
 				w.ok(place.opened(smb2.CreateParams{Name: w.path(name), Disposition: smb2.DispositionOpen}, func(f *smb2.File) error {
 					return f.SetBasic(w.ctx, b)
 				}))
-				w.told(call, "MODIFIED "+name)
+				w.touch("end-" + name)
+				// Attributes and times that are set together are two changes: told twice if they were read one by one.
+				got := w.records(w.ends(call, smb2.StatusSuccess))
+				for got[len(got)-1] != "ADDED end-"+name {
+					got = append(got, w.records(w.ends(w.send(f, p), smb2.StatusSuccess))...)
+				}
+				if got = slices.Compact(got); !slices.Equal(got, []string{"MODIFIED " + name, "ADDED end-" + name}) {
+					t.Fatalf("told %q", got)
+				}
 			}
-			call, _ := w.park(f, p)
-			w.touch("end")
-			w.told(call, "ADDED end")
 		})
 	}
 }
