@@ -177,7 +177,7 @@ test-regression: build module $(guest)
 test-clients: build module $(guest)
 	@$(packages) $(PACKAGES_CLIENTS)
 	@test/clients/fetch.sh build/clients
-	@FS='$(FS)' RUN=TestIndependentClients TRIES=1 SLOW=1 SAMBA= CLIENTS=build/clients/clients.cpio test/guest/test.sh $(BUILD)
+	@FS='$(FS)' RUN=TestIndependent TRIES=1 SLOW=1 SAMBA= CLIENTS=build/clients/clients.cpio test/guest/test.sh $(BUILD)
 
 test-release:
 	@$(packages) apt-utils xz-utils rpm gnupg

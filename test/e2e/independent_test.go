@@ -10,15 +10,18 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/test/smb2"
 )
 
-// independent are clients that others wrote, made to ask as clients in the field do, see test/clients.
+// independent are clients that others wrote, made to ask as clients in the field do, see test/clients. Debian's libsmb2 exports
+// no function that asks for notifications, and smbprotocol is not among its packages.
 var independent = []struct {
 	as      string // who asks so
 	program string
@@ -39,21 +42,32 @@ var independent = []struct {
 // clientsRoot is where test/clients/fetch.sh has them, a root of its own.
 const clientsRoot = "/opt/clients"
 
-// TestIndependentClients: each is told of what is done on the server and by another client, record by record, and asks
-// again; what comes while it is stopped is told in full where its buffer takes it, and else it lists anew and goes on.
-func TestIndependentClients(t *testing.T) {
+// enterClientsRoot makes that root complete, for as long as the test runs.
+func enterClientsRoot(t *testing.T) {
+	t.Helper()
 	for _, dir := range []string{"proc", "dev"} {
 		to := filepath.Join(clientsRoot, dir)
 		if err := unix.Mount("/"+dir, to, "", unix.MS_BIND, ""); err != nil {
 			t.Fatalf("%s: %v: these clients come with make test-clients", to, err)
 		}
-		defer unix.Unmount(to, unix.MNT_DETACH)
+		t.Cleanup(func() { unix.Unmount(to, unix.MNT_DETACH) })
 	}
 	for _, program := range []string{"watch.py", "watch.js"} {
 		if err := command("cp", "/rig/"+program, clientsRoot+"/bin/"); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// spec is what a program of test/clients is to ask for.
+func spec(filter uint32, length int, tree bool) string {
+	return fmt.Sprintf("%#x:%d:%d", filter, length, map[bool]int{true: 1}[tree])
+}
+
+// TestIndependentClients: each is told of what is done on the server and by another client, record by record, and asks
+// again; what comes while it is stopped is told in full where its buffer takes it, and else it lists anew and goes on.
+func TestIndependentClients(t *testing.T) {
+	enterClientsRoot(t)
 	for _, c := range independent {
 		t.Run(c.as, func(t *testing.T) {
 			begin(t)
@@ -64,8 +78,8 @@ func TestIndependentClients(t *testing.T) {
 				t.Fatal(err)
 			}
 			args := []string{clientsRoot, "/bin/" + c.program, "TEST", "user%pass", "watched"}
-			if c.program == "watch.py" {
-				args = append(args, fmt.Sprintf("%#x", c.filter), strconv.Itoa(c.length), map[bool]string{true: "1", false: "0"}[c.tree])
+			if c.program != "watch.js" {
+				args = append(args, spec(c.filter, c.length, c.tree))
 			}
 			w, err := startProgram("watched", "chroot", args...)
 			if err != nil {
@@ -134,4 +148,115 @@ func independentSteps(t *testing.T, w *watcher, tree bool) {
 		{"put /etc/passwd sub/e", below("added sub/e", "modified sub/e")},
 		{"del d", []string{"removed d"}},
 	}, bySMB)
+}
+
+// TestIndependentMatrix: whatever filter and buffer a client asks with, it is told of each kind of change what the filter lets
+// through, once, and of no other. They all watch at the same time, with impacket, and ask again.
+func TestIndependentMatrix(t *testing.T) {
+	begin(t)
+	enterClientsRoot(t)
+	w := newWire(t, 15*long)
+	w.mkdir("watched")
+	_, tree := w.connect(smb2.Options{})
+	p := place{wire: w, tree: tree}
+	p.prepare()
+
+	type watching struct {
+		filter smb2.Filter
+		tree   bool
+		told   []string
+	}
+	all := map[string]*watching{}
+	args := []string{clientsRoot, "/bin/watch.py", "TEST", "user%pass", w.name + "/watched"}
+	for i, filter := range []uint32{0x13, 0x15f, 0x17f, 0x1b, 0xfff} {
+		for j, length := range []int{4 << 10, 8 << 10, 16 << 10, 64 << 10, 1 << 20} {
+			isTree := (i+j)%2 > 0
+			args = append(args, spec(filter, length, isTree))
+			all[spec(filter, length, isTree)] = &watching{filter: smb2.Filter(filter), tree: isTree}
+		}
+	}
+	client, err := startProgram(w.name+"/watched", "chroot", args...)
+	w.ok(err)
+	t.Cleanup(client.close)
+
+	// sync makes a file and waits until all are told of it; at first of any, made again and again: before its first request
+	// nobody is told anything.
+	marks := 0
+	sync := func(first bool) {
+		t.Helper()
+		var name string
+		mark := func() {
+			marks++
+			name = fmt.Sprint("mark-", marks)
+			w.ok(os.WriteFile(p.at(name), nil, 0o666))
+		}
+		mark()
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
+		for seen := map[string]bool{}; len(seen) < len(all); {
+			select {
+			case line, ok := <-client.lines:
+				as, what, _ := strings.Cut(line, " ")
+				if !ok || all[as] == nil {
+					t.Fatalf("the client says %q", line)
+				}
+				r, err := parse(what)
+				w.ok(err)
+				switch {
+				case r.name == name, first && strings.HasPrefix(r.name, "mark-"):
+					seen[as] = true
+				case !strings.HasPrefix(r.name, "mark-"):
+					all[as].told = append(all[as].told, r.String())
+				}
+			case <-again.C:
+				if first {
+					mark()
+				}
+			case <-w.ctx.Done():
+				t.Fatalf("%d of %d are told of %s", len(seen), len(all), name)
+			}
+		}
+	}
+	sync(true)
+	sync(false)
+
+	bySMB, onServer := operations()
+	for _, step := range []struct {
+		name string
+		do   operation
+		want []told
+	}{
+		{"create", bySMB["create"], []told{{"added new", anyName}}},
+		{"write", onServer["write"], []told{{"modified file", contents}}},
+		{"write by SMB", bySMB["write"], []told{{"modified file", contents}}},
+		{"read", func(p place) error { _, err := os.ReadFile(p.at("file")); return err }, nil},
+		{"set last access", bySMB["set last access"], []told{{"modified file", smb2.FilterLastAccess}}},
+		{"set hidden", bySMB["set hidden"], []told{{"modified file", attribute}}},
+		{"set EA", bySMB["set EA"], []told{{"modified file", smb2.FilterEA}}},
+		{"set DACL", bySMB["set DACL"], []told{{"modified file", smb2.FilterSecurity}}},
+		{"chmod", onServer["chmod dir"], []told{{"modified dir", smb2.FilterAll &^ (anyName | smb2.FilterSize)}}},
+		{"write below", func(p place) error { return os.WriteFile(p.at("other/victim"), []byte("x"), 0o666) },
+			[]told{{"modified other/victim", contents}}},
+		{"move", bySMB["move"], []told{{"removed file", anyName}, {"added other/file", anyName}}},
+		{"rename", func(p place) error { return os.Rename(p.at("victim"), p.at("renamed")) },
+			[]told{{"old name victim", anyName}, {"new name renamed", anyName}}},
+		{"rmdir", bySMB["rmdir"], []told{{"removed dir", anyName}}},
+		{"delete", func(p place) error { return os.Remove(p.at("renamed")) }, []told{{"removed renamed", anyName}}},
+	} {
+		w.ok(step.do(p))
+		sync(false)
+		for as, v := range all {
+			var want []string
+			for _, record := range step.want {
+				if record.by&v.filter != 0 && (v.tree || !strings.Contains(record.record, "/")) {
+					want = append(want, record.record)
+				}
+			}
+			// Whether two writes of one request are told in one response is a matter of time.
+			if got := slices.Compact(v.told); !slices.Equal(got, want) {
+				t.Errorf("%s: %s: told %q, want %q", step.name, as, got, want)
+			}
+			v.told = nil
+		}
+	}
 }
