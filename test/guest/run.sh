@@ -6,7 +6,7 @@
 # Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
 # The guest is QEMU without KVM, with CPUS processors (2) and, in its root, the cpio archive OVERLAY too. With DEBUG=DIR its
 # kernel is DIR/bzImage, see debug.sh. With DISK=DIR it is the system on DIR/root.img instead, booted by DIR's vmlinuz and
-# initrd.img, where a service runs test/guest/job, see test/install/root.sh.
+# initrd.img of DIR's release, where a service runs test/guest/job, see test/install/root.sh.
 set -euo pipefail
 
 build=$(realpath "$1")
@@ -47,9 +47,9 @@ start_qemu() {
 		system=("$build"/linux/img/boot/vmlinuz-*)
 		[ -z "$debug" ] || { system=("$debug/bzImage"); memory=4096; }
 		system=(-kernel "${system[@]}" -initrd "$tmp/initrd" -append "rdinit=/init $append")
-		# On two emulated processors that run at once, 7.3 sometimes panics or hangs before its init.
-		case $(cat "$build/linux/release") in 7.*) thread=single ;; esac
 	fi
+	# On two emulated processors that run at once, 7.3 sometimes panics or hangs before its init.
+	case $(cat "${DISK:-$build/linux}/release") in 7.*) thread=single ;; esac
 	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=$thread -cpu max -M q35 -smp "${CPUS:-2}" -m $memory \
 		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
 		-device virtio-serial-pci \

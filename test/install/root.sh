@@ -11,12 +11,17 @@ shift 2
 here=$(dirname "$(realpath "$0")")
 die() { echo "install: $release: $*" >&2; exit 1; }
 key=/usr/share/keyrings/debian-archive-keyring.gpg
-packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools btrfs-progs ksmbd-tools smbclient linux-source-6.12)
+like=$release suites=("$release" "$release-updates" "$release-security")
+case $release in
+testing) like=trixie series=7.2 suites=(testing) ;;
+*) series=6.12 ;;
+esac
+packages=(systemd-sysv dbus udev kmod iproute2 procps initramfs-tools btrfs-progs ksmbd-tools smbclient linux-source-$series)
 for deb in "$@"; do # of alternatives the first
 	mapfile -t -O "${#packages[@]}" packages < <(dpkg-deb -f "$deb" Depends | tr , '\n' | sed 's/^ *//; s/ *|.*//; /^$/d')
 done
-# What README has apt install, in the flavour for virtual machines.
-mapfile -t kernel < <(sed -n "s/^    apt install \(.*[^ ]\) *# Debian $(case $release in bookworm) echo 12 ;; trixie) echo 13 ;; esac)[,;].*/\1/p" \
+# What README has apt install, in the flavour for virtual machines; of trixie the kernel that its last point release had.
+mapfile -t kernel < <(sed -n "s/^    apt install \(.*[^ ]\) *# Debian $(case $like in bookworm) echo 12 ;; trixie) echo 13 ;; esac)[,;].*/\1/p" \
 	"$here/../../README.md" | tr ' ' '\n' | sed 's/-amd64$/-cloud-amd64/')
 [ ${#kernel[@]} -gt 0 ] || die "README does not say what to install"
 want="$release ${kernel[*]} ${packages[*]} $(cat "$0" "$here/../guest/job" | md5sum)"
@@ -34,7 +39,7 @@ echo "install: $release: installing it from Debian's packages (about 330 MB, 2 m
 cat > "$root.setup" <<'END'
 #!/bin/bash
 set -eux
-chroot "$1" apt-get install -y -q --no-install-recommends KERNEL
+chroot "$1" apt-get install -y -q --no-install-recommends -t SUITE KERNEL
 
 cd "$1"
 chroot . useradd user
@@ -62,15 +67,16 @@ UNIT
 chroot . systemctl enable rig.service
 chroot . systemctl mask serial-getty@ttyS0.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
 END
-sed -i "s/KERNEL/${kernel[*]}/" "$root.setup"
+sed -i "s/SUITE/$release/; s/KERNEL/${kernel[*]}/" "$root.setup"
 chmod +x "$root.setup"
 mmdebstrap --mode=root --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" --customize-hook="$root.setup" \
 	--customize-hook="copy-in '$here/../guest/job' /usr/local/sbin" \
-	--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
+	--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
 	"$release" "$root" - > "$root.log" 2>&1 <<-END || { tail -20 "$root.log"; die "not to be had, see $root.log"; }
-	deb [signed-by=$key] $debian $release main
-	deb [signed-by=$key] $debian $release-updates main
-	deb [signed-by=$key] ${security:-$debian-security} $release-security main
+$(for suite in "${suites[@]}"; do
+	case $suite in *-security) url=${security:-$debian-security} ;; *) url=$debian ;; esac
+	echo "deb [signed-by=$key] $url $suite main"
+done)
 	END
 rm "$root.setup"
 echo "$want" > "$root.done"

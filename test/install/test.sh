@@ -22,16 +22,16 @@ apt() { in_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pt
 
 # files: what is on the server, but for caches, logs and apt's own.
 files() {
-	(cd "$root" && find . \( -path ./var/cache -o -path ./var/log -o -path ./var/lib/dpkg -o -path ./var/lib/apt -o -path ./proc -o -path ./dev -o -path ./root/debs \) \
+	(cd "$root" && find . \( -path ./var/cache -o -path ./var/log -o -path ./var/lib/dpkg -o -path ./var/lib/apt -o -path ./proc -o -path ./dev -o -path ./run -o -path ./root/debs \) \
 		-prune -o -printf '%M %u %p %l\n' -a -type f -exec md5sum {} +) | sort
 }
-# module VERSION: which ksmbd.ko the server would load, and who signed it.
+# module VERSION: which ksmbd.ko the server would load with kernel $kver, and who signed it.
 module() {
 	local ko got
-	ko=$(find "$root"/lib/modules/*/updates/dkms -name 'ksmbd.ko*')
+	ko=$(find "$root/lib/modules/$kver/updates/dkms" -name 'ksmbd.ko*')
 	got=$(modinfo -F version "$ko")
-	[ "$got" = "$1" ] || die "the module is of version ${got:-none}, want $1"
-	grep -q '^updates/dkms/ksmbd.ko' "$root"/lib/modules/*/modules.dep || die "modprobe ksmbd would not take DKMS's"
+	[ "$got" = "$1" ] || die "the module for $kver is of version ${got:-none}, want $1"
+	grep -q '^updates/dkms/ksmbd.ko' "$root/lib/modules/$kver/modules.dep" || die "modprobe ksmbd would not take DKMS's"
 	[ "$(modinfo -F signer "$ko")" = "DKMS module signing key" ] || die "DKMS did not sign the module"
 }
 
@@ -45,9 +45,17 @@ cp "$build"/install/old/*.deb "$build"/package/*.deb "$root/root/debs/"
 debs=("/root/debs/ksmbd-notifyd_${old}_amd64.deb" "/root/debs/ksmbd-notify-dkms_${old}_all.deb"
 	"/root/debs/ksmbd-notifyd_${new}_amd64.deb" "/root/debs/ksmbd-notify-dkms_${new}_all.deb")
 files > "$work/files.before"
+newest() { ls "$root/lib/modules" | sort -V | tail -1; }
+kver=$(newest)
+series=$(cut -d. -f1,2 <<< "$kver")
 
-say "installing $new"
-apt install "${debs[@]:2}"
+say "installing $new, as README has it"
+mkdir -p "$root/root/build/package"
+cp "$build"/package/*.deb "$root/root/build/package/"
+line=$(sed -n 's/^    \(apt install .*build\/package.*\)/\1/p' "$here/../../README.md")
+[ -n "$line" ] || die "README does not say how to install the packages"
+in_root sh -c "cd /root && yes | $line"
+rm -r "$root/root/build"
 module "$new"
 say "downgrading to $old"
 apt install "${debs[@]:0:2}"
@@ -57,15 +65,13 @@ apt install "${debs[@]:2}"
 module "$new"
 
 # Kernels, headers and sources that come or go are triggers of the package.
-kver=$(ls "$root/lib/modules")
-updates=$root/lib/modules/$kver/updates/dkms
-tarball=usr/src/linux-source-6.12.tar.xz
+tarball=usr/src/linux-source-$series.tar.xz
 trigger() { in_root dpkg-trigger --no-await --by-package=ksmbd-notify-dkms /usr/src; in_root dpkg --triggers-only ksmbd-notify-dkms; }
 # lacks WHAT LINE: of the kernel that is installed with WHAT wrong, LINE is said, and its own ksmbd is what stays.
 lacks() {
 	say "$1: $(grep -a '^ksmbd-notify-dkms: kernel' "$work/chroot.log" | tail -1)"
 	grep -qE "^ksmbd-notify-dkms: kernel ${kver//+/\\+} keeps its own ksmbd, .*: $2" "$root/var/lib/ksmbd-notify/$kver" || die "$1: no line that says: $2"
-	[ -z "$(ls "$updates" 2>/dev/null)" ] || die "$1: there is $(ls "$updates")"
+	! ls "$root/lib/modules/$kver"/updates/dkms/* 2> /dev/null || die "$1: there is a module"
 	grep -q '^kernel/fs/smb/server/ksmbd.ko' "$root/lib/modules/$kver/modules.dep" || die "$1: modprobe ksmbd would not take the kernel's own"
 	[ -z "$(chroot "$root" dpkg --audit)" ] || die "$1: dpkg --audit complains"
 }
@@ -73,24 +79,23 @@ without() { in_root dkms remove "ksmbd-notify/$new" -k "$kver"; }
 without
 mv "$root/$tarball" "$root/root/kept"
 trigger
-lacks "no source" "there is no kernel source: install linux-source-6.12"
+lacks "no source" "there is no kernel source: install linux-source-$series"
 in_root /etc/kernel/postinst.d/dkms "$kver"
 head -c 20000000 "$root/root/kept" > "$root/$tarball"
 trigger
-lacks "a broken tarball" ".*linux-source-6.12.tar.xz: it cannot be unpacked"
+lacks "a broken tarball" "/$tarball: it cannot be unpacked, fetch it anew: .*"
 rm "$root/$tarball"
 mkdir -p "$root/root/tree" "$root/etc/ksmbd-notify"
 "$here/../../kernel/source.sh" "$root/root/kept" "$root/root/tree" > /dev/null
-sed -i 's/#include "server.h"/#error "broken"/' "$root/root/tree/fs/smb/server/misc.c" "$root/root/tree/fs/smb/server/ndr.c"
-echo 'int broken = ;' >> "$root/root/tree/fs/smb/server/ndr.c"
+echo '#error "broken"' >> "$root/root/tree/fs/smb/server/auth.c"
 echo /root/tree > "$root/etc/ksmbd-notify/kernel-source"
 trigger
-lacks "a build that fails" "ksmbd of 6.12[.0-9]*, from /root/tree, does not build for it: .*error"
+lacks "a build that fails" "ksmbd of $series[.0-9]*, from /root/tree, does not build for it: .*error"
 rm -r "$root/root/tree" "$root/etc/ksmbd-notify"
 mv "$root/root/kept" "$root/$tarball"
 for full in /var/lib/dkms "/lib/modules/$kver/updates"; do
 	mkdir -p "$root$full"
-	in_root sh -c "mount -t tmpfs -o size=200k none $full && /usr/src/ksmbd-notify-$new/install.sh"
+	in_root sh -c "mount -t tmpfs -o size=16k none $full && /usr/src/ksmbd-notify-$new/install.sh"
 	lacks "a full disk at $full" ".*(No space left|disk is full)"
 done
 say "a kernel of a series that is not supported is installed"
@@ -100,19 +105,63 @@ grep -q '^ksmbd-notify-dkms: kernel 6.1.0-0-amd64 keeps its own ksmbd, .*not sup
 rm -r "$root/lib/modules/6.1.0-0-amd64"
 module "$new"
 
-say "a disk of it"
-cp -L "$root/vmlinuz" "$root/initrd.img" "$work/"
-truncate -s 3G "$work/root.img"
-mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$root" "$work/root.img"
-
 say "purging"
+purged=$work/purged
+rm -rf "$purged"
+cp -a --reflink=auto "$root" "$purged"
+kept=$root root=$purged
 apt purge ksmbd-notifyd ksmbd-notify-dkms
 files > "$work/files.after"
 # DKMS's own key stays for other modules.
 if diff "$work/files.before" "$work/files.after" | grep '^[<>]' | grep -v ' \./var/lib/dkms/mok\.'; then
 	die "this differs from before the installation, see $work/files.*"
 fi
-rm -rf "$root"
+root=$kept
+rm -rf "$purged"
 
-DISK=$work "$here/../guest/run.sh" "$build" "install-$release" 420 "$here/job.sh" -- bash /rig/job.sh "$old" "$new" 2.0
-rm "$work/root.img"
+# boot SECONDS ARGUMENT...: the server as it is now, with its newest kernel, where job.sh looks.
+boot() {
+	local limit=$1
+	shift
+	say "booting $kver"
+	[ "$(basename "$(readlink "$root/vmlinuz")")" = "vmlinuz-$kver" ] || die "$kver is not what is booted"
+	cp -L "$root/vmlinuz" "$root/initrd.img" "$work/"
+	echo "$kver" > "$work/release"
+	rm -f "$work/root.img"
+	truncate -s 4G "$work/root.img"
+	mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$root" "$work/root.img"
+	DISK=$work "$here/../guest/run.sh" "$build" "install-$release-$kver" "$limit" "$here/job.sh" "$here/../../README.md" -- bash /rig/job.sh "$old" "$new" 2.0 "$@"
+	rm "$work/root.img"
+}
+# arrived: the newest kernel was installed, and there is all that it takes to boot it.
+arrived() {
+	local before=$kver
+	kver=$(newest)
+	[ "$kver" != "$before" ] || die "no newer kernel than $kver came"
+	[ -s "$root/boot/initrd.img-$kver" ] || die "$kver has no initrd"
+	[ -z "$(chroot "$root" dpkg --audit)" ] || die "after $kver came dpkg --audit complains"
+}
+
+# Kernels come as any other package does.
+image=(linux-{image,headers}-cloud-amd64)
+if [ "$release" = trixie ]; then
+	say "upgrading $kver"
+	in_root apt-get -q update
+	apt install "${image[@]}"
+	arrived
+	module "$new"
+fi
+boot 560
+if [ "$release" = trixie ]; then
+	sed -n 's/ trixie main/ trixie-backports main/p' "$root/etc/apt/sources.list" > "$root/etc/apt/sources.list.d/backports.list"
+	in_root apt-get -q update
+	say "upgrading $kver to that of the backports, without its source"
+	apt install -t trixie-backports "${image[@]}"
+	arrived
+	series=$(cut -d. -f1,2 <<< "$kver")
+	lacks "no source of $series" "there is no kernel source: install linux-source-$series"
+	apt install -t trixie-backports "linux-source-$series"
+	module "$new"
+	boot 300 short
+fi
+rm -rf "$root"
