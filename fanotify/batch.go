@@ -180,7 +180,7 @@ func (fs *filesystem) entry(e *event) {
 	s, ops := &fs.g.from, opsOf(e.mask)
 	fs.findOrLose(s, dir, name, ops)
 	if len(s.hits) > 0 {
-		if isDir && ops&Create != 0 {
+		if isDir && ops&(Create|Delete) == Create { // a directory that was removed comes never again
 			fs.how.appeared(fs.get(e.fid), dir, string(name), made)
 		}
 		if !fs.nameless(e, s, dir, ops) {

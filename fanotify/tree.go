@@ -107,7 +107,11 @@ func (fs *filesystem) trim() {
 	}
 	fs.loose = fs.loose[:0]
 	for len(fs.nodes) > keep && fs.lru.prev != &fs.lru {
-		fs.evict(fs.lru.prev)
+		n := fs.lru.prev
+		if n.parent != nil {
+			n.parent.listed = false
+		}
+		fs.evict(n)
 	}
 }
 
