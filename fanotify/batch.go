@@ -380,7 +380,7 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 		}
 		fs.how.appeared(moved, to, string(new), how)
 	}
-	fs.g.movedIn = fs.g.movedIn || isDir && (len(a.hits) < len(b.hits) || moved != nil && moved.mounts != nil)
+	fs.g.movedIn = fs.g.movedIn || moved != nil && moved.mounts != nil
 	if len(a.hits) > 0 {
 		fs.reveal(a, from, old)
 	}
@@ -399,6 +399,7 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	}
 	for i := range b.hits {
 		if h := &b.hits[i]; a.at(h) == nil {
+			fs.g.movedIn = fs.g.movedIn || isDir // mounts may have come along
 			fs.tellSides(nil, h, isDir, from, to)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify/mounts"
 )
 
 var (
@@ -208,6 +211,9 @@ func (x *mixer) step() (movedIn bool) {
 		op = "mv"
 		err = syscall.Rename(a, b)
 	}
+	if err != nil && op == "rm-rf" {
+		x.log = append(x.log, fmt.Sprintf("%s %s failed: %v", op, a[len(x.root)+1:], err))
+	}
 	if err == nil {
 		// The kernel merges renames of directories, and an exchange mixes what a client knows.
 		x.cause = x.cause || dirs && (op == "exchange" || op == "mv")
@@ -216,6 +222,67 @@ func (x *mixer) step() (movedIn bool) {
 	}
 	in := func(p string) bool { return strings.HasPrefix(p, x.root+"/w/") }
 	return err == nil && (op == "mv" || op == "exchange" || op == "ln") && in(a) != in(b)
+}
+
+// mounter mounts things below the watch, moves them and takes them away.
+type mounter struct {
+	*mixer
+	at    []string
+	binds int
+}
+
+func (m *mounter) step() {
+	point := m.path("w")
+	var err error
+	op := ""
+	i := 0
+	if len(m.at) > 0 {
+		i = m.IntN(len(m.at))
+	}
+	switch k := m.IntN(6); {
+	case k < 2: // over whatever is there, other mounts too
+		op = "mount"
+		err = unix.Mount("none", point, "tmpfs", 0, "size=1m")
+	case k == 2 && m.binds == 0: // binds in binds of themselves are left out
+		op = "bind"
+		err = unix.Mount(m.root+"/out", point, "", unix.MS_BIND, "")
+	case len(m.at) == 0:
+		return
+	case k == 3:
+		op = "move"
+		if err = unix.Mount(m.at[i], point, "", unix.MS_MOVE, ""); err == nil {
+			m.at = append(m.at[:i], m.at[i+1:]...)
+		}
+	default:
+		op, point = "umount", m.at[i]
+		if err = unix.Unmount(point, 0); err == nil {
+			m.at = append(m.at[:i], m.at[i+1:]...)
+		}
+	}
+	if err != nil {
+		return
+	}
+	if op == "bind" {
+		m.binds++
+	}
+	if op != "umount" {
+		m.at = append(m.at, point)
+		unix.Mount("", point, "", unix.MS_PRIVATE, "")
+	}
+	m.cause = true
+	m.log = append(m.log, fmt.Sprintf("%s %s", op, point[len(m.root)+1:]))
+}
+
+// end takes away what is still mounted.
+func (m *mounter) end() {
+	for range 20 { // one may hide another
+		text, _ := os.ReadFile("/proc/self/mountinfo")
+		for _, p := range slices.Backward(mounts.Parse(text).All()) {
+			if p.Below(m.root) {
+				unix.Unmount(p.Point, unix.MNT_DETACH)
+			}
+		}
+	}
 }
 
 type convergence struct {
@@ -339,7 +406,7 @@ func (c *convergence) check() {
 // TestConverge does random things, drains at random and compares.
 func TestConverge(t *testing.T) {
 	for _, f := range testFilesystems {
-		for _, mode := range []string{"warm", "cold", "small", "threads", "heirs"} {
+		for _, mode := range []string{"warm", "cold", "small", "threads", "heirs", "mounts"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
 				c := newConvergence(t, f.name, allOps)
 				turns := []func(func()){func(do func()) { do() }}
@@ -347,11 +414,21 @@ func TestConverge(t *testing.T) {
 					c.mix.flat = true
 					turns = append(turns, newThread(t), newThread(t))
 				}
+				mounter := &mounter{mixer: c.mix}
+				if mode == "mounts" {
+					t.Cleanup(mounter.end)
+					for _, m := range c.models {
+						m.race = true // what is mounted has names at once that no record has
+					}
+				}
 				if mode == "small" {
 					c.g.maxNodes = 3
 				}
 				for end := time.Now().Add(*convergeFor); time.Now().Before(end) && !c.dead; {
 					movedIn := false
+					if mode == "mounts" && c.mix.IntN(8) == 0 {
+						mounter.step()
+					}
 					for range 1 << c.mix.IntN(7) {
 						turns[c.mix.IntN(len(turns))](func() { movedIn = c.mix.step() })
 						if movedIn {

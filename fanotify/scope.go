@@ -32,7 +32,7 @@ type hit struct {
 type climb struct {
 	buf     []byte
 	at      int   // the name so far is buf[at:]
-	cut     int   // where in buf the part begins that is below the last mount boundary
+	cut     int   // where in buf the part begins that is below the first mount boundary
 	crossed bool  // there is one
 	lost    bool  // the name is not known
 	direct  bool  // it has no '/'
@@ -155,7 +155,9 @@ func (s *scope) crossAll(n *node, c *climb) error {
 		s.used++
 		copy(up.buf[up.at:], c.buf[c.at:])
 		up.mount, up.hidden = p.host.id, nil
-		up.crossed, up.cut = true, c.at
+		if !c.crossed {
+			up.crossed, up.cut = true, c.at
+		}
 		prepend(&up, p.name)
 		failed = cmp.Or(failed, s.climb(p.upper, p.dir, up))
 	}
