@@ -22,7 +22,8 @@ mkdir -p $why
 rm -f $why/*
 for modules in /lib/modules/*/; do
 	release=$(basename "$modules")
-	if installed || [ ! -e "$modules/modules.dep" ] && [ ! -e "$modules/build" ]; then continue; fi
+	if installed; then continue; fi
+	[ -e "$modules/modules.dep" ] || [ -e "$modules/build" ] || continue
 	if [[ ! $release =~ ^(@SERIES_REGEXP@)\. ]]; then
 		lacking "its series is not supported, only @SERIES@"
 		continue

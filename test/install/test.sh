@@ -76,8 +76,11 @@ lacks() {
 	[ -z "$(chroot "$root" dpkg --audit)" ] || die "$1: dpkg --audit complains"
 }
 without() { in_root dkms remove "ksmbd-notify/$new" -k "$kver"; }
-without
 mv "$root/$tarball" "$root/root/kept"
+before=$(stat -c '%i %Y' "$root/lib/modules/$kver"/updates/dkms/*)
+trigger
+[ "$(stat -c '%i %Y' "$root/lib/modules/$kver"/updates/dkms/*)" = "$before" ] || die "a module that is there is built again"
+without
 trigger
 lacks "no source" "there is no kernel source: install linux-source-$series"
 in_root /etc/kernel/postinst.d/dkms "$kver"
