@@ -353,7 +353,10 @@ static bool request_account(struct ksmbd_notify_request *req, size_t bytes)
 	return true;
 }
 
-/* @req, which was taken, goes on as if nothing had been told. */
+/*
+ * @req, which was taken, goes on as if nothing had been told, unless it has
+ * ended meanwhile.
+ */
 static void request_offer_again(struct ksmbd_notify_request *req)
 {
 	struct ksmbd_notify_conn *nc = &req->work->conn->notify;
@@ -363,6 +366,11 @@ static void request_offer_again(struct ksmbd_notify_request *req)
 	nc->bytes -= req->bytes;
 	notify_bytes -= req->bytes;
 	req->bytes = 0;
+	if (req->status) {
+		list_del_init(&req->entry);
+		notify_request_finish(req, req->status);
+		return;
+	}
 	req->taken = false;
 	hash_add(notify_requests, &req->hash, req->item.id);
 	if (notify_daemon)
@@ -376,20 +384,17 @@ void notify_request_withheld(struct ksmbd_notify_request *req)
 
 	lockdep_assert_held(&notify_lock);
 
-	if (req->status) { /* it has ended meanwhile */
-		list_del_init(&req->entry);
-		notify_request_finish(req, req->status);
-		return;
-	}
 	/* The oldest of a watch is answered first. */
-	list_for_each_entry_continue(next, &req->watch->requests, entry)
-		if (next->told) {
-			req->told = next->told;
-			next->told = NULL;
-			request_offer_again(next);
-			notify_request_send(req);
-			return;
-		}
+	if (!req->status) {
+		list_for_each_entry_continue(next, &req->watch->requests, entry)
+			if (next->told) {
+				req->told = next->told;
+				next->told = NULL;
+				request_offer_again(next);
+				notify_request_send(req);
+				return;
+			}
+	}
 	request_offer_again(req);
 }
 
