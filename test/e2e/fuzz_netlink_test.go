@@ -28,8 +28,8 @@ import (
 
 var specFile = flag.String("spec", "/rig/ksmbd-notify.yaml", "the description of the netlink family")
 
-// TestFuzzNetlink sends what no daemon sends, from a socket that is registered and from others, while clients watch.
-// Every request of theirs ends, once.
+// TestFuzzNetlink sends what no daemon sends, from a socket that is registered, from others, and from such without
+// capabilities, while clients watch. Every request of theirs ends, once.
 func TestFuzzNetlink(t *testing.T) {
 	spec, err := os.ReadFile(*specFile)
 	if err != nil {
@@ -53,7 +53,13 @@ func TestFuzzNetlink(t *testing.T) {
 			}
 		})
 	}
-	f.run(2, func(worker int, n uint64) error { return f.netlink(family, id, worker == 0, n) })
+	f.run(3, func(worker int, n uint64) (err error) {
+		if worker == 2 {
+			withoutCapabilities(t, func() { err = f.netlink(family, id, false, n) })
+			return err
+		}
+		return f.netlink(family, id, worker == 0, n)
+	})
 	stop()
 	clients.Wait()
 	if err := startNotifyd(); err != nil {

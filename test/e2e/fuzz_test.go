@@ -173,6 +173,9 @@ func (f *fuzzer) smb(pdus []fuzz.PDU, lane string, n uint64) (err error) {
 	defer raw.Close()
 	for i := range steps {
 		frames := s.Step(r, pdus)
+		if i == 0 { // all of them get their turn
+			frames = s.Whole(r, pdus[n%uint64(len(pdus))])
+		}
 		for j, frame := range frames.Data {
 			frame = raw.Seal(frame)
 			f.messages.Add(1)

@@ -8,10 +8,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 )
 
-// corpus has a line for each PDU: its name and its bytes in hexadecimal.
+// corpus has a line for each PDU: its name and its bytes in hexadecimal, in
+// parts, of which one that ends in *n is there n times.
 //
 //go:embed testdata/smb.txt
 var corpus string
@@ -31,12 +33,24 @@ func PDUs() ([]PDU, error) {
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		name, text, _ := strings.Cut(line, " ")
-		data, err := hex.DecodeString(text)
-		if err != nil || len(data) < 4 {
-			return nil, fmt.Errorf("corpus: %s: %d bytes: %w", name, len(data), err)
+		parts := strings.Fields(line)
+		var data []byte
+		for _, part := range parts[1:] {
+			text, times, repeated := strings.Cut(part, "*")
+			b, err := hex.DecodeString(text)
+			n := 1
+			if repeated && err == nil {
+				n, err = strconv.Atoi(times)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("corpus: %s: %w", parts[0], err)
+			}
+			data = append(data, bytes.Repeat(b, n)...)
 		}
-		pdus = append(pdus, PDU{name, data})
+		if len(data) < 4 {
+			return nil, fmt.Errorf("corpus: %s: %d bytes", parts[0], len(data))
+		}
+		pdus = append(pdus, PDU{parts[0], data})
 	}
 	return pdus, nil
 }
@@ -145,8 +159,15 @@ func (s *Session) choose(r *rand.Rand, pdus []PDU) PDU {
 	if len(of) == 0 {
 		of = pdus
 	}
-	return pick(r, of)
+	p := pick(r, of)
+	for len(p.Data) > large && !one(r, 64) {
+		p = pick(r, of)
+	}
+	return p
 }
+
+// large is what takes so long to send that it is rarely chosen.
+const large = 64 << 10
 
 // Frames is what is sent for one step: frames, and whether the last one's
 // length is a lie, after which the connection makes no sense any more.
@@ -154,6 +175,13 @@ type Frames struct {
 	What  string
 	Data  [][]byte
 	Short int // the last frame is so many bytes shorter than its length says
+}
+
+// Whole is a PDU of the corpus as it is, but for the ids of s.
+func (s *Session) Whole(r *rand.Rand, p PDU) Frames {
+	b := append([]byte(nil), p.Data...)
+	s.fit(r, b)
+	return Frames{What: p.Name, Data: [][]byte{b}}
 }
 
 // Step makes the next thing to send.
@@ -166,13 +194,10 @@ func (s *Session) Step(r *rand.Rand, pdus []PDU) Frames {
 	case n < 12:
 		return s.compound(r, pdus)
 	}
-	p := s.choose(r, pdus)
-	b := append([]byte(nil), p.Data...)
-	s.fit(r, b)
-	f := Frames{What: p.Name, Data: [][]byte{b}}
+	f := s.Whole(r, s.choose(r, pdus))
 	if one(r, 6) {
 		if one(r, 2) {
-			f.Data = append(f.Data, append([]byte(nil), b...))
+			f.Data = append(f.Data, append([]byte(nil), f.Data[0]...))
 		}
 		return f
 	}
