@@ -35,6 +35,13 @@ func (c *control) admits(item genl.Item, others int) error {
 	return c.policy.admits(item, others)
 }
 
+// full says whether so many watches are too many for a user.
+func (c *control) full(n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.policy.UserWatches > 0 && n > c.policy.UserWatches
+}
+
 func (c *control) tells(share string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -56,6 +56,8 @@ func TestPolicyAdmits(t *testing.T) {
 	}
 	w.served(unwatchItem(2), w.itemOf(6, "anne", "docs"))
 	w.told()
+	w.served(w.itemOf(7, "anne", "docs"), requestItem(8, 7), unwatchItem(6)) // who goes is fetched last
+	w.told()
 	if countFDs(t) != before {
 		t.Error("a directory was left open")
 	}

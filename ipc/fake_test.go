@@ -260,7 +260,7 @@ func (w *world) served(items ...any) {
 // serveAll does what a conversation does, and then the worker what it is to do.
 func (w *world) serveAll() error {
 	for {
-		items, err := w.Next()
+		items, err := w.loop.fetch()
 		switch {
 		case errors.Is(err, genl.ErrMalformed), len(items) > 0:
 		case err != nil && !errors.Is(err, ErrRetry):

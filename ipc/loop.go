@@ -36,6 +36,9 @@ const (
 	// not heard.
 	askAgainAfter = time.Second
 
+	// maxFetched bounds the items that are fetched before any is looked at.
+	maxFetched = 16384
+
 	// endWithin bounds how long an end waits for the filesystems.
 	endWithin = 2 * time.Second
 )
@@ -255,7 +258,7 @@ func (l *loop) serve(ctx, working context.Context) error {
 	l.again = false
 	for ctx.Err() == nil {
 		l.asked.Store(time.Now().UnixNano())
-		items, err := l.kernel.Next()
+		items, err := l.fetch()
 		switch {
 		case err == nil:
 		case errors.Is(err, genl.ErrMalformed):
@@ -276,6 +279,42 @@ func (l *loop) serve(ctx, working context.Context) error {
 		l.dispatch(working, items)
 	}
 	return nil
+}
+
+// fetch takes items from ksmbd, and more of them if a user seems to have too many
+// watches: that others have ended, ksmbd may tell later.
+func (l *loop) fetch() ([]genl.Item, error) {
+	items, err := l.kernel.Next()
+	for err == nil && len(items) < maxFetched && l.crowded(items) {
+		var more []genl.Item
+		if more, err = l.kernel.Next(); len(more) == 0 {
+			break
+		}
+		items = append(items, more...)
+	}
+	return items, err
+}
+
+// crowded says whether somebody among items has one watch too many.
+func (l *loop) crowded(items []genl.Item) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	more := make(map[string]int)
+	for _, item := range items {
+		r := l.routes[item.WatchID]
+		switch {
+		case item.Type == genl.ItemTypeUnwatch && r != nil:
+			more[r.user]--
+		case item.Type == genl.ItemTypeWatch && r == nil && l.control.tells(item.Share):
+			more[item.User]++
+		}
+	}
+	for user, n := range more {
+		if n > 0 && l.control.full(l.users[user]+n) {
+			return true
+		}
+	}
+	return false
 }
 
 // dispatch hands items that were fetched together to the workers.
