@@ -52,9 +52,6 @@ static DECLARE_DELAYED_WORK(notify_bell, notify_bell_work);
 
 void notify_item_queue(struct notify_item *item, u32 type)
 {
-	bool ends = type == KSMBD_NOTIFY_ITEM_TYPE_CANCEL ||
-		    type == KSMBD_NOTIFY_ITEM_TYPE_UNWATCH;
-
 	lockdep_assert_held(&notify_lock);
 
 	if (list_empty(&notify_items) && list_empty(&notify_ends))
@@ -64,7 +61,7 @@ void notify_item_queue(struct notify_item *item, u32 type)
 	else if (item->type == type)
 		return;
 	item->type = type;
-	list_move_tail(&item->entry, ends ? &notify_ends : &notify_items);
+	list_move_tail(&item->entry, notify_queue(type));
 }
 
 void notify_item_unqueue(struct notify_item *item)

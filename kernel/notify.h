@@ -21,6 +21,7 @@ struct dentry;
 struct file;
 struct iattr;
 struct notify_told;
+struct sk_buff;
 struct smb2_hdr;
 struct ksmbd_conn;
 struct ksmbd_file;
@@ -117,7 +118,6 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told);
 
 bool ksmbd_notify_watching(void);
 bool ksmbd_notify_registered(u32 daemon);
-bool ksmbd_notify_idle(u32 daemon);
 
 /* notify_cause.c */
 void ksmbd_notify_begin(struct ksmbd_notify_cause *cause,
@@ -130,7 +130,7 @@ u32 ksmbd_notify_basic_filter(const void *buffer);
 void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
 			      const struct dentry *dentry, struct iattr *attrs);
 int ksmbd_notify_allocate(struct file *filp, loff_t size, bool created);
-unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, u64 *lost);
+void ksmbd_notify_put_causes(struct sk_buff *msg);
 
 /* The daemon is stuck if it handles no item for so long, in milliseconds. */
 #define KSMBD_NOTIFY_ACK_TIMEOUT	2000

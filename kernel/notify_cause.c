@@ -14,6 +14,7 @@
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/xattr.h>
+#include <net/netlink.h>
 
 #include "notify_impl.h"
 #include "xattr.h"
@@ -206,38 +207,58 @@ int ksmbd_notify_allocate(struct file *filp, loff_t size, bool created)
 	return err;
 }
 
+static int put_cause(struct sk_buff *msg,
+		     const struct ksmbd_notify_cause *cause, u64 ended)
+{
+	struct nlattr *nest = nla_nest_start(msg, KSMBD_NOTIFY_A_CAUSES_CAUSE);
+
+	if (!nest)
+		return -EMSGSIZE;
+	if (nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_THREAD, cause->thread) ||
+	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_COMPLETION_FILTER,
+			cause->filter) ||
+	    nla_put(msg, KSMBD_NOTIFY_A_CAUSE_FILE,
+		    sizeof(struct file_handle) + cause->handle_bytes,
+		    &cause->handle_bytes) ||
+	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSE_BEGUN, cause->begun,
+			      KSMBD_NOTIFY_A_CAUSE_PAD) ||
+	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSE_ENDED, ended,
+			      KSMBD_NOTIFY_A_CAUSE_PAD)) {
+		nla_nest_cancel(msg, nest);
+		return -EMSGSIZE;
+	}
+	nla_nest_end(msg, nest);
+	return 0;
+}
+
 /**
- * ksmbd_notify_causes() - fetch the causes of changes
- * @to:		room for KSMBD_NOTIFY_MAX_CAUSES
- * @lost:	set to when the last cause ended that is not among them, or 0
+ * ksmbd_notify_put_causes() - tell the causes of changes
+ * @msg:	to the daemon, with room for KSMBD_NOTIFY_MAX_CAUSES
  *
  * Those that still run are among them as if they ended now, and will be among
- * the next as well.
- *
- * Return:	their number
+ * the next as well. If there are more, it is told when the last of them ended.
  */
-unsigned int ksmbd_notify_causes(struct ksmbd_notify_cause *to, u64 *lost)
+void ksmbd_notify_put_causes(struct sk_buff *msg)
 {
+	struct nlattr *attr = nla_reserve_64bit(msg, KSMBD_NOTIFY_A_CAUSES_LOST,
+						sizeof(u64),
+						KSMBD_NOTIFY_A_CAUSES_PAD);
 	struct ksmbd_notify_cause *cause;
-	unsigned int n = 0;
+	u64 now, lost;
 
 	spin_lock(&cause_lock);
-	*lost = causes_lost;
-	list_for_each_entry(cause, &causes_running, entry) {
-		if (n == KSMBD_NOTIFY_MAX_CAUSES) {
-			*lost = ktime_get_ns();
-			break;
-		}
-		to[n] = *cause;
-		to[n++].ended = ktime_get_ns();
-	}
+	now = ktime_get_ns();
+	lost = causes_lost;
+	list_for_each_entry(cause, &causes_running, entry)
+		if (put_cause(msg, cause, now))
+			lost = now;
 	for (; causes_count; causes_count--) {
-		if (n < KSMBD_NOTIFY_MAX_CAUSES)
-			to[n++] = causes[causes_first];
-		else
-			*lost = max(*lost, causes[causes_first].ended);
+		cause = &causes[causes_first];
+		if (put_cause(msg, cause, cause->ended))
+			lost = max(lost, cause->ended);
 		causes_first = (causes_first + 1) % KSMBD_NOTIFY_MAX_CAUSES;
 	}
 	spin_unlock(&cause_lock);
-	return n;
+	if (attr)
+		memcpy(nla_data(attr), &lost, sizeof(lost));
 }

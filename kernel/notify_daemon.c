@@ -160,18 +160,6 @@ out:
 	return n;
 }
 
-/* Whether @daemon is registered and nothing is queued; the bell rings after it. */
-bool ksmbd_notify_idle(u32 daemon)
-{
-	bool idle;
-
-	spin_lock(&notify_lock);
-	idle = daemon == notify_daemon && list_empty(&notify_items) &&
-	       list_empty(&notify_ends);
-	spin_unlock(&notify_lock);
-	return idle;
-}
-
 /* Whether @daemon, the port id of the calling socket, is registered. */
 bool ksmbd_notify_registered(u32 daemon)
 {
@@ -190,8 +178,6 @@ void ksmbd_notify_unnext(u32 daemon, struct ksmbd_notify_next *from, int n)
 
 	spin_lock(&notify_lock);
 	while (n--) {
-		struct list_head *queue = &notify_items;
-
 		item = from[n].item;
 		if (daemon != notify_daemon)
 			goto put;
@@ -214,11 +200,9 @@ void ksmbd_notify_unnext(u32 daemon, struct ksmbd_notify_next *from, int n)
 			notify_item_unqueue(item);
 			item->type = KSMBD_NOTIFY_ITEM_TYPE_REQUEST;
 			break;
-		default:
-			queue = &notify_ends;
 		}
 		if (list_empty(&item->entry)) {
-			list_add(&item->entry, queue);
+			list_add(&item->entry, notify_queue(from[n].type));
 			continue;
 		}
 put:

@@ -65,7 +65,9 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 	if (!msg)
 		return -ENOMEM;
 	hdr = notify_put(msg, info);
-	if (!hdr ||
+	registrations = hdr ? nla_reserve(msg, KSMBD_NOTIFY_A_REGISTER_REGISTRATIONS,
+					  sizeof(u32)) : NULL;
+	if (!registrations ||
 	    nla_put_u32(msg, KSMBD_NOTIFY_A_REGISTER_VERSION,
 			KSMBD_NOTIFY_PROTOCOL_VERSION) ||
 	    nla_put_u32(msg, KSMBD_NOTIFY_A_REGISTER_MAX_BUFFER_LENGTH,
@@ -74,12 +76,6 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 			KSMBD_NOTIFY_ACK_TIMEOUT) ||
 	    nla_put_string(msg, KSMBD_NOTIFY_A_REGISTER_RELEASE,
 			   KSMBD_NOTIFY_RELEASE)) {
-		nlmsg_free(msg);
-		return -EMSGSIZE;
-	}
-	registrations = nla_reserve(msg, KSMBD_NOTIFY_A_REGISTER_REGISTRATIONS,
-				    sizeof(u32));
-	if (!registrations) {
 		nlmsg_free(msg);
 		return -EMSGSIZE;
 	}
@@ -181,29 +177,12 @@ static int notify_install(struct ksmbd_notify_next *next)
 	return 0;
 }
 
-/* The daemon asks more often than there is anything. */
-static int notify_reply_nothing(struct genl_info *info)
-{
-	struct sk_buff *msg = genlmsg_new(0, GFP_KERNEL);
-	void *hdr = msg ? notify_put(msg, info) : NULL;
-
-	if (!hdr) {
-		nlmsg_free(msg);
-		return -ENOMEM;
-	}
-	genlmsg_end(msg, hdr);
-	return genlmsg_reply(msg, info);
-}
-
 static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 {
 	struct ksmbd_notify_next *next;
 	struct sk_buff *msg;
 	int i, n, put, err;
 	void *hdr;
-
-	if (ksmbd_notify_idle(info->snd_portid))
-		return notify_reply_nothing(info);
 
 	/* First what may fail without an item in hand. */
 	next = kcalloc(NOTIFY_NEXT_ITEMS, sizeof(*next), GFP_KERNEL);
@@ -282,10 +261,12 @@ notify_record_policy[KSMBD_NOTIFY_A_RECORD_MAX + 1] = {
 				 sizeof(struct file_handle) + MAX_HANDLE_SZ),
 };
 
-/* The attributes of a change record, all there and well formed. */
-static int notify_record(const struct nlattr *attr, struct genl_info *info,
-			 struct nlattr **tb)
+/* Adds a change record, whose attributes must be all there and well formed. */
+static int notify_add_record(struct notify_told *told,
+			     const struct nlattr *attr, struct genl_info *info)
 {
+	struct notify_record *record = (void *)told->records + told->length;
+	struct nlattr *tb[KSMBD_NOTIFY_A_RECORD_MAX + 1];
 	const struct nlattr *name, *dir;
 	const struct file_handle *fh;
 	int err;
@@ -309,143 +290,76 @@ static int notify_record(const struct nlattr *attr, struct genl_info *info,
 				    "a name below needs its directory's handle");
 		return -EINVAL;
 	}
-	return 0;
-}
 
-static size_t notify_record_size(struct nlattr **tb)
-{
-	const struct nlattr *dir = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
-
-	return sizeof(struct notify_record) +
-	       (dir ? ALIGN(nla_len(dir), 4) : 0) +
-	       ALIGN(nla_len(tb[KSMBD_NOTIFY_A_RECORD_NAME]), 4);
-}
-
-static void notify_copy_record(struct notify_record *record,
-			       struct nlattr **tb)
-{
-	const struct nlattr *dir = tb[KSMBD_NOTIFY_A_RECORD_DIRECTORY];
-	const struct nlattr *name = tb[KSMBD_NOTIFY_A_RECORD_NAME];
-
-	record->size = notify_record_size(tb);
 	record->action = nla_get_u32(tb[KSMBD_NOTIFY_A_RECORD_ACTION]);
 	record->name_length = nla_len(name);
 	record->handle_length = dir ? nla_len(dir) : 0;
 	if (dir)
-		memcpy(record->data, nla_data(dir), nla_len(dir));
+		memcpy(record->data, fh, nla_len(dir));
 	memcpy(record->data + ALIGN(record->handle_length, 4), nla_data(name),
 	       nla_len(name));
+	record->size = sizeof(*record) + ALIGN(record->handle_length, 4) +
+		       ALIGN(record->name_length, 4);
+	told->length += record->size;
+	/* A byte of UTF-8 makes at most one unit of UTF-16. */
+	told->room += ALIGN(sizeof(struct notify_information) +
+			    sizeof(__le16) * nla_len(name), 4);
+	return 0;
 }
 
 static int notify_complete_doit(struct sk_buff *skb, struct genl_info *info)
 {
-	struct nlattr *tb[KSMBD_NOTIFY_A_RECORD_MAX + 1];
 	const struct nlattr *attr;
-	size_t length = 0, room = 0;
-	struct notify_record *record;
 	struct notify_told *told;
-	u32 status = 0;
-	int rem, err;
+	int rem, err = 0;
 	u64 id;
 
 	if (GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_COMPLETE_REQUEST_ID))
 		return -EINVAL;
 	id = nla_get_u64(info->attrs[KSMBD_NOTIFY_A_COMPLETE_REQUEST_ID]);
-	if (info->attrs[KSMBD_NOTIFY_A_COMPLETE_STATUS])
-		status = nla_get_u32(info->attrs[KSMBD_NOTIFY_A_COMPLETE_STATUS]);
 
-	/* A byte of UTF-8 makes at most one unit of UTF-16. */
-	nlmsg_for_each_attr(attr, info->nlhdr, GENL_HDRLEN, rem) {
-		if (nla_type(attr) != KSMBD_NOTIFY_A_COMPLETE_RECORD)
-			continue;
-		err = notify_record(attr, info, tb);
-		if (err)
-			return err;
-		length += notify_record_size(tb);
-		room += ALIGN(3 * sizeof(__le32) + sizeof(__le16) *
-			      nla_len(tb[KSMBD_NOTIFY_A_RECORD_NAME]), 4);
-	}
-	if (!length == !status) {
-		GENL_SET_ERR_MSG(info, "either records or a status");
-		return -EINVAL;
-	}
-
-	told = kvzalloc(struct_size(told, records, length), GFP_KERNEL);
+	/* A record takes no more bytes than the attributes that it is made of. */
+	BUILD_BUG_ON(sizeof(struct notify_record) > 3 * NLA_HDRLEN + sizeof(u32));
+	told = kvzalloc(struct_size(told, records,
+				    nlmsg_attrlen(info->nlhdr, GENL_HDRLEN)),
+			GFP_KERNEL);
 	if (!told)
 		return -ENOMEM;
-	told->status = status;
-	told->room = room;
-	told->length = length;
-	record = (void *)told->records;
-	nlmsg_for_each_attr(attr, info->nlhdr, GENL_HDRLEN, rem) {
-		if (nla_type(attr) != KSMBD_NOTIFY_A_COMPLETE_RECORD ||
-		    notify_record(attr, info, tb))
-			continue;
-		notify_copy_record(record, tb);
-		record = (void *)record + record->size;
+	if (info->attrs[KSMBD_NOTIFY_A_COMPLETE_STATUS])
+		told->status = nla_get_u32(info->attrs[KSMBD_NOTIFY_A_COMPLETE_STATUS]);
+	nlmsg_for_each_attr(attr, info->nlhdr, GENL_HDRLEN, rem)
+		if (!err && nla_type(attr) == KSMBD_NOTIFY_A_COMPLETE_RECORD)
+			err = notify_add_record(told, attr, info);
+	if (!err && !told->length == !told->status) {
+		GENL_SET_ERR_MSG(info, "either records or a status");
+		err = -EINVAL;
 	}
-	err = ksmbd_notify_complete(info->snd_portid, id, told);
+	if (!err)
+		err = ksmbd_notify_complete(info->snd_portid, id, told);
 	if (err)
 		notify_told_free(told);
 	return err;
 }
 
-static int notify_put_cause(struct sk_buff *msg,
-			    const struct ksmbd_notify_cause *cause)
-{
-	struct nlattr *nest = nla_nest_start(msg, KSMBD_NOTIFY_A_CAUSES_CAUSE);
-
-	if (!nest ||
-	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_THREAD, cause->thread) ||
-	    nla_put_u32(msg, KSMBD_NOTIFY_A_CAUSE_COMPLETION_FILTER,
-			cause->filter) ||
-	    nla_put(msg, KSMBD_NOTIFY_A_CAUSE_FILE,
-		    sizeof(struct file_handle) + cause->handle_bytes,
-		    &cause->handle_bytes) ||
-	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSE_BEGUN, cause->begun,
-			      KSMBD_NOTIFY_A_CAUSE_PAD) ||
-	    nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSE_ENDED, cause->ended,
-			      KSMBD_NOTIFY_A_CAUSE_PAD))
-		return -EMSGSIZE;
-	nla_nest_end(msg, nest);
-	return 0;
-}
-
 static int notify_causes_doit(struct sk_buff *skb, struct genl_info *info)
 {
-	const size_t max = KSMBD_NOTIFY_MAX_CAUSES;
-	struct ksmbd_notify_cause *causes;
 	struct sk_buff *msg;
-	unsigned int i, n;
-	int err = -ENOMEM;
 	void *hdr;
-	u64 lost;
 
 	if (!ksmbd_notify_registered(info->snd_portid))
 		return -EPERM;
 	/* An attribute header and padding at the most for each field. */
-	causes = kvmalloc_array(max, sizeof(*causes), GFP_KERNEL);
-	msg = genlmsg_new(max * (sizeof(*causes) + 8 * NLA_HDRLEN), GFP_KERNEL);
-	if (!causes || !msg)
-		goto out;
-
-	err = -EMSGSIZE;
-	n = ksmbd_notify_causes(causes, &lost);
-	hdr = notify_put(msg, info);
-	if (!hdr ||
-	    (lost && nla_put_u64_64bit(msg, KSMBD_NOTIFY_A_CAUSES_LOST, lost,
-				       KSMBD_NOTIFY_A_CAUSES_PAD)))
-		goto out;
-	for (i = 0; i < n; i++)
-		if (notify_put_cause(msg, &causes[i]))
-			goto out;
+	msg = genlmsg_new(KSMBD_NOTIFY_MAX_CAUSES *
+			  (sizeof(struct ksmbd_notify_cause) + 8 * NLA_HDRLEN),
+			  GFP_KERNEL);
+	hdr = msg ? notify_put(msg, info) : NULL;
+	if (!hdr) {
+		nlmsg_free(msg);
+		return -ENOMEM;
+	}
+	ksmbd_notify_put_causes(msg);
 	genlmsg_end(msg, hdr);
-	err = genlmsg_reply(msg, info);
-	msg = NULL;
-out:
-	nlmsg_free(msg);
-	kvfree(causes);
-	return err;
+	return genlmsg_reply(msg, info);
 }
 
 static const struct nla_policy
