@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -13,8 +14,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -274,4 +277,203 @@ func TestStuckDaemon(t *testing.T) {
 	w.ends(second, smb2.StatusNotifyEnumDir)
 	w.touch("g")
 	w.told(third, "ADDED g")
+}
+
+// standIn is a daemon that does what a test says.
+type standIn struct {
+	*wire
+	*family
+}
+
+// standIn takes the daemon's place until the test ends.
+func (w *wire) standIn() *standIn {
+	w.Helper()
+	w.ok(stopNotifyd())
+	d := &standIn{w, dialFamily(w.T)}
+	w.Cleanup(func() {
+		d.Close()
+		if err := startNotifyd(); err != nil {
+			w.Error(err)
+		}
+	})
+	w.ok(d.SetWriteBuffer(8 << 20))
+	err, _ := d.say(genl.CmdRegister, attributes(w.T, func(e *netlink.AttributeEncoder) { e.Uint32(genl.ARegisterVersion, genl.ProtocolVersion) }))
+	w.ok(err)
+	return d
+}
+
+// requests fetches what ksmbd has queued, acknowledges it, and returns the requests.
+func (d *standIn) requests() (requests []genl.Item) {
+	d.Helper()
+	for {
+		m := genetlink.Message{Header: genetlink.Header{Command: genl.CmdNext, Version: d.Version}}
+		replies, err := d.Execute(m, d.ID, netlink.Request)
+		d.ok(err)
+		items, err := genl.DecodeItems(replies[0].Data)
+		d.ok(err)
+		if len(items) == 0 {
+			return requests
+		}
+		for _, item := range items {
+			id := item.RequestID
+			switch item.Type {
+			case genl.ItemTypeWatch:
+				unix.Close(item.FD)
+				id = item.WatchID
+			case genl.ItemTypeRequest:
+				requests = append(requests, item)
+			default:
+				continue
+			}
+			err, _ := d.say(genl.CmdAck, genl.Ack{ID: id}.Append(nil))
+			d.ok(err)
+		}
+	}
+}
+
+// park sends a request and returns it when it pends, as the client and as the daemon know it.
+func (d *standIn) park(f *smb2.File, p smb2.NotifyParams) (*smb2.Call, genl.Item) {
+	d.Helper()
+	call := d.send(f, p)
+	var requests []genl.Item
+	d.ok(until(long, func() error {
+		if requests = d.requests(); len(requests) == 0 {
+			return errors.New("no request")
+		}
+		return nil
+	}))
+	d.pending(call)
+	return call, requests[0]
+}
+
+func (d *standIn) complete(item genl.Item, records ...genl.Record) {
+	d.Helper()
+	d.completeAs(item, d.encoded(records))
+}
+
+// encoded is a completion of some request with records.
+func (d *standIn) encoded(records []genl.Record) []byte {
+	d.Helper()
+	b, err := genl.Complete{RequestID: math.MaxUint64, Records: records}.Encode()
+	d.ok(err)
+	return b
+}
+
+// completeAs completes a request with what was encoded for another.
+func (d *standIn) completeAs(item genl.Item, b []byte) {
+	d.Helper()
+	id := b[4:12] // the first attribute
+	binary.NativeEndian.PutUint64(id, item.RequestID)
+	err, _ := d.say(genl.CmdComplete, b)
+	d.ok(err)
+}
+
+// added are so many records, with long names.
+func added(n int) (records []genl.Record) {
+	for i := range n {
+		records = append(records, genl.Record{Action: genl.ActionAdded, Name: fmt.Sprintf("%s-%d", strings.Repeat("n", 240), i)})
+	}
+	return records
+}
+
+// pause has a client read only one response more, that of an ECHO.
+func (d *standIn) pause(c *smb2.Conn) (resume func()) {
+	d.Helper()
+	resume = sync.OnceFunc(c.Pause())
+	d.Cleanup(resume)
+	_, err := c.Send(d.ctx, smb2.EchoRequest())
+	d.ok(err)
+	return resume
+}
+
+// TestWithheldMeanwhile: of two requests of a handle that were completed, the later one is cancelled before it is found out
+// that the user may see nothing of what either was completed with. The first pends on, and the other ends.
+func TestWithheldMeanwhile(t *testing.T) {
+	begin(t)
+	w := newWire(t, 2*long)
+	d := w.standIn()
+	c, tree := w.connect(smb2.Options{ReadBuffer: 16384})
+	f := w.open(tree, "")
+	large := smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 1 << 20}
+	first, firstItem := d.park(f, large)
+	second, secondItem := d.park(f, large)
+	third, thirdItem := d.park(f, large)
+
+	resume := d.pause(c)
+	d.complete(firstItem, added(1500)...) // more than the socket takes
+	d.complete(secondItem, genl.Record{Action: genl.ActionAdded, Name: "vetoed-1"})
+	d.complete(thirdItem, genl.Record{Action: genl.ActionAdded, Name: "vetoed-2"})
+	w.ok(third.Cancel(w.ctx))
+	time.Sleep(time.Second) // it is handled
+	resume()
+	w.ends(first, smb2.StatusSuccess)
+	w.ends(third, smb2.StatusCancelled)
+	again := d.requests()
+	if len(again) != 1 || again[0].RequestID != secondItem.RequestID {
+		t.Fatalf("offered again: %v, want request %d", again, secondItem.RequestID)
+	}
+	d.complete(again[0], genl.Record{Action: genl.ActionAdded, Name: "seen"})
+	w.told(second, "ADDED seen")
+}
+
+// TestBoundOfBytes: what waits for a client that does not read is bounded, and so is what waits for all of them. Past that
+// they are told to list the directory anew.
+func TestBoundOfBytes(t *testing.T) {
+	begin(t)
+	w := newWire(t, 4*long)
+	d := w.standIn()
+	type client struct {
+		*smb2.Conn
+		calls []*smb2.Call
+		items []genl.Item
+	}
+	dial := func(requests int) *client {
+		conn, tree := w.connect(smb2.Options{ReadBuffer: 16384})
+		c, f := &client{Conn: conn}, w.open(tree, "")
+		for range requests {
+			call, item := d.park(f, smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 1 << 20})
+			c.calls, c.items = append(c.calls, call), append(c.items, item)
+		}
+		return c
+	}
+	// By what the daemon says and what the client may be told, these take 1.1 and 15.4 MB. The first are more than a
+	// socket takes, and less than the client's buffer; the others are more than that.
+	some, many := d.encoded(added(1500)), d.encoded(added(20000))
+
+	c := dial(20)
+	resume := d.pause(c.Conn)
+	for _, item := range c.items {
+		d.completeAs(item, some)
+	}
+	resume()
+	for i, call := range c.calls {
+		want := smb2.StatusSuccess
+		if i >= 14 { // of 16 MiB
+			want = smb2.StatusNotifyEnumDir
+		}
+		w.ends(call, want)
+	}
+
+	reader := dial(3)
+	var clients []*client
+	var resumes []func()
+	for range 4 {
+		c := dial(2)
+		clients, resumes = append(clients, c), append(resumes, d.pause(c.Conn))
+	}
+	for _, c := range clients {
+		d.completeAs(c.items[0], some)
+		d.completeAs(c.items[1], many)
+	}
+	d.completeAs(reader.items[0], some) // of 64 MiB
+	w.ends(reader.calls[0], smb2.StatusNotifyEnumDir)
+	d.complete(reader.items[1], added(50)...)
+	w.ends(reader.calls[1], smb2.StatusSuccess)
+	for i, c := range clients {
+		resumes[i]()
+		w.ends(c.calls[0], smb2.StatusSuccess)
+		w.ends(c.calls[1], smb2.StatusNotifyEnumDir)
+	}
+	d.completeAs(reader.items[2], some)
+	w.ends(reader.calls[2], smb2.StatusSuccess)
 }
