@@ -77,6 +77,7 @@ func ksmbdConf() string {
 	server multi channel support = yes
 	map to guest = never
 	max connections = 65535
+	max active sessions = 65535
 	max open files = 65535
 ` + leaseOptions(*leases)
 	for _, s := range shares {
@@ -203,7 +204,12 @@ func mountImage() error {
 	if err := errors.Join(f.Truncate(400<<20), f.Close()); err != nil {
 		return err
 	}
-	for _, argv := range [][]string{append(mkfs, image), {"modprobe", "loop"}, {"mount", "-t", *fsType, "-o", options, image, mount}} {
+	if _, err := os.Stat("/sys/module/loop"); err != nil { // not built in
+		if err := command("modprobe", "loop"); err != nil {
+			return err
+		}
+	}
+	for _, argv := range [][]string{append(mkfs, image), {"mount", "-t", *fsType, "-o", options, image, mount}} {
 		if err := command(argv...); err != nil {
 			return err
 		}
