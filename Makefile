@@ -16,7 +16,7 @@
 # make test-release a release, its tarball, packages and apt repository
 # make test-cross   ksmbd.ko is built for arm64, and for 32-bit big-endian PowerPC
 # make port         SERIES=x.y FROM=7.3 SOURCE=...: the patches for another kernel series, see docs/new-series.md
-# make check-kernel checkpatch and sparse over kernel/
+# make check-kernel checkpatch and sparse over kernel/, for 32-bit big-endian machines too
 # make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
 # make test-starve  what many clients that wish no good cost another one, as ratios; CROWD of them never read
 # make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
@@ -54,7 +54,7 @@ SEED   ?= 0
 CROWD  ?= 300
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
-PACKAGES_CHECK  := perl sparse
+PACKAGES_CHECK  := perl sparse bc bison flex gcc-powerpc-linux-gnu
 PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# check.sh LINUX OUT SERIES: checkpatch over our sources and patches, sparse and W=1 over the module. Fails on any complaint
-# about our files.
+# check.sh LINUX OUT SERIES: checkpatch over our sources and patches, sparse and W=1 over the module, and over our sources for a
+# machine of 32 bits and the other byte order, as routers are. Fails on any complaint about our files.
 set -euo pipefail
 
 linux=$(realpath "$1")
@@ -25,7 +25,13 @@ rm -rf "$out" # sparse sees only what is compiled: compile all of it
 mkdir -p "$out"
 log=$out/build.log
 "$here/build.sh" "$linux/hdr/usr/src/linux-headers-$(cat "$linux/release")" "$linux/src" "$out" C=2 CF=-D__CHECK_ENDIAN__ W=1 > "$log" 2>&1 || { cat "$log"; exit 1; }
-if grep -E '(^|/)notify[^/ ]*:[0-9]+|modpost:' "$log"; then bad=1; fi
+complaints='(^|/)notify[^/ ]*:[0-9]+|modpost:'
+if grep -E "$complaints" "$log"; then bad=1; fi
+
+echo "check: sparse, powerpc"
+log=$out/powerpc.log
+"$here/check-powerpc.sh" "$linux" "$out-powerpc" "$series" > "$log" 2>&1 || { cat "$log"; exit 1; }
+if grep -E "$complaints" "$log"; then bad=1; fi
 
 [ $bad = 0 ] || { echo "check: complaints, see above" >&2; exit 1; }
 echo "check: clean"
