@@ -425,7 +425,7 @@ func (l *loop) retire(w *worker) bool {
 	defer l.mu.Unlock()
 	w.inboxMu.Lock()
 	defer w.inboxMu.Unlock()
-	if len(w.inbox) > 0 || w.guests.Load() > 0 {
+	if len(w.inbox)+len(w.ends) > 0 || w.guests.Load() > 0 {
 		return false
 	}
 	for _, r := range l.routes {
@@ -457,7 +457,9 @@ func (l *loop) merge(w *worker) bool {
 		}
 		l.drop(w)
 		l.workers[w.filesystem] = other
-		other.post(w.take()...)
+		for taken := w.take(); len(taken) > 0; taken = w.take() {
+			other.post(taken...)
+		}
 		return true
 	}
 	return false

@@ -475,6 +475,43 @@ func TestWatchRefused(t *testing.T) {
 	}
 }
 
+// Who asks does not wait for the ends of others, however many there are.
+func TestEndsComeLast(t *testing.T) {
+	w := newWorld(t)
+	const many = 10 * maxEnds
+	w.batch = 64
+	var items []any
+	for id := range uint64(many) {
+		items = append(items, w.watchItem(id+1))
+	}
+	w.served(items...)
+	items = nil
+	for id := range uint64(many) {
+		items = append(items, unwatchItem(id+1))
+	}
+	w.worker.post(items...)
+	w.worker.post(w.watchItem(many+1), requestItem(many+2, many+1))
+	if err := w.worker.serve(); err != nil {
+		t.Fatal(err)
+	}
+	if w.waiting[many+2] == nil {
+		t.Error("the request was not looked at")
+	}
+	if n := len(w.watches); n != many+1-maxEnds {
+		t.Errorf("%d watches are left", n)
+	}
+	for rounds := 0; len(w.watches) > 1; rounds++ {
+		select {
+		case <-w.worker.wake:
+		default:
+			t.Fatalf("%d watches are left, and it sleeps", len(w.watches))
+		}
+		if err := w.worker.serve(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Nobody may wait for ever for a watch that there is not.
 func TestRequestOfUnknownWatch(t *testing.T) {
 	w := newWorld(t)

@@ -40,6 +40,10 @@ const (
 
 	// maxInbox is when a worker's inbox is rid of what needs no answer.
 	maxInbox = 1024
+
+	// maxEnds is how many ends are served before it is looked whether a client
+	// waits for something.
+	maxEnds = 256
 )
 
 // watch is a directory that ksmbd wants watched for one open handle.
@@ -86,6 +90,7 @@ type worker struct {
 	// What is to be done. wake has a value when there is something.
 	inboxMu sync.Mutex
 	inbox   []any // genl.Item, unwanted, or func() error to be called
+	ends    []any // genl.Item that nobody waits for, to be done after these
 	posted  atomic.Uint64
 	wake    chan struct{}
 
@@ -162,7 +167,10 @@ func (l *worker) poke() {
 func (l *worker) post(what ...any) {
 	l.inboxMu.Lock()
 	for _, what := range what {
-		if item, ok := what.(genl.Item); ok && len(l.inbox) >= maxInbox && l.withdraw(item) {
+		if end, ok := what.(genl.Item); ok && isEnd(end) {
+			if len(l.inbox) < maxInbox || !l.withdraw(end) {
+				l.ends = append(l.ends, end)
+			}
 			continue
 		}
 		l.inbox = append(l.inbox, what)
@@ -170,6 +178,12 @@ func (l *worker) post(what ...any) {
 	l.posted.Add(1)
 	l.inboxMu.Unlock()
 	l.poke()
+}
+
+// isEnd says whether an item is the end of a request or a watch. What else there
+// is of that was posted before, and may be done before.
+func isEnd(item genl.Item) bool {
+	return item.Type == genl.ItemTypeCancel || item.Type == genl.ItemTypeUnwatch
 }
 
 // withdraw makes room in the inbox of a worker that does not get on: what has
@@ -400,13 +414,19 @@ func (l *worker) drain() error {
 	return err
 }
 
-// take empties the inbox.
+// take empties the inbox, and takes some of the ends.
 func (l *worker) take() []any {
 	l.inboxMu.Lock()
 	defer l.inboxMu.Unlock()
-	inbox := l.inbox
-	l.inbox = nil
-	return inbox
+	n := min(len(l.ends), maxEnds)
+	taken := append(l.inbox, l.ends[:n]...)
+	l.inbox, l.ends = nil, l.ends[n:]
+	if len(l.ends) == 0 {
+		l.ends = nil
+	} else {
+		l.poke()
+	}
+	return taken
 }
 
 // serve does what is in the inbox: fetch, drain, act. What happened before ksmbd
