@@ -43,7 +43,7 @@ const (
 
 	// maxEnds is how many ends are served before it is looked whether a client
 	// waits for something.
-	maxEnds = 256
+	maxEnds = 16
 )
 
 // watch is a directory that ksmbd wants watched for one open handle.
