@@ -388,7 +388,7 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 		fs.revealDirectory(to)
 	}
 	if moved != nil && len(a.hits) > 0 && len(b.hits) == 0 {
-		moved.left = fs.g.position()
+		fs.left = fs.g.position()
 	}
 	if len(b.hits) > 0 && fs.asks(Delete) && fs.replaces(e, to) {
 		b.tell(Change{Op: Delete, Dir: isDir, Parent: to.handle})

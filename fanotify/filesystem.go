@@ -46,6 +46,7 @@ type filesystem struct {
 	doubtful  map[doubtKey]int
 	renames   []rename
 	exchanged half
+	left      uint64 // where in the queue a directory was told last to have gone out of sight
 }
 
 // A fsKey names a filesystem. One without a filesystem mark stands twice: its

@@ -82,22 +82,11 @@ func (fs *filesystem) believed(dir *node, name []byte) *doubt {
 // expect remembers that a walk found a name in dir. If no event tells that it was made
 // before it is settled, or before anything else is told of it, it is told then.
 func (fs *filesystem) expect(dir *node, name string, isDir bool) {
-	if d := fs.believed(dir, []byte(name)); d != nil && d.present && !dir.leftSince(d.at) {
+	if d := fs.believed(dir, []byte(name)); d != nil && d.present && d.at > fs.left { // and has not gone out of sight with a directory since
 		return
 	}
 	fs.expecting = true
 	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, merged: true, expected: true}, true)
-}
-
-// leftSince says whether n, or a directory above, was told to have gone out of sight since.
-func (n *node) leftSince(at uint64) bool {
-	for steps := 0; n != nil && steps < maxPath/2; steps++ {
-		if n.left > at {
-			return true
-		}
-		n = n.parent
-	}
-	return false
 }
 
 // reveal tells the watches in s that name was made in dir, if a walk found it and

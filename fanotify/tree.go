@@ -38,8 +38,6 @@ type node struct {
 	pending bool // it was, before the event was told that it came into another's sight
 	listed  bool // the directories in it are known, see singleMarks
 
-	left uint64 // where in the queue it was told last that it is out of sight
-
 	prev, next *node    // in the lru ring; nil for nodes that are needed
 	*site               // nil for directories that are not held open
 	mounts     *mounted // nil where nothing is mounted that a watch tree sees
