@@ -81,7 +81,7 @@ func ksmbdConf() string {
 	max open files = 65535
 ` + leaseOptions(*leases)
 	for _, s := range shares {
-		conf += fmt.Sprintf("[%s]\n\tpath = %s\n\tread only = no\n\tcreate mask = 0777\n\tdirectory mask = 0777\n\t%s\n",
+		conf += fmt.Sprintf("[%s]\n\tpath = %s\n\tread only = no\n\tmax connections = 65535\n\tcreate mask = 0777\n\tdirectory mask = 0777\n\t%s\n",
 			s.name, sharePath(s.name), s.options)
 	}
 	return conf
