@@ -369,26 +369,18 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 
 // tellRename tells each watch what it can see of a rename.
 func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
-	old, new, isDir := e.old.name, e.new.name, e.mask&unix.FAN_ONDIR != 0
 	a, b := &fs.g.from, &fs.g.to
-	fs.findOrLose(a, from, old, ^Op(0))
-	fs.findOrLose(b, to, new, ^Op(0))
-	if moved != nil && len(b.hits) > 0 {
-		how := renamed
-		if len(a.hits) == 0 {
-			how = movedIn
-		}
-		fs.how.appeared(moved, to, string(new), how)
+	fs.findOrLose(a, from, e.old.name, ^Op(0))
+	fs.findOrLose(b, to, e.new.name, ^Op(0))
+	isDir := e.mask&unix.FAN_ONDIR != 0
+	if moved != nil {
+		fs.sight(moved, to, string(e.new.name))
 	}
-	fs.g.movedIn = fs.g.movedIn || moved != nil && moved.mounts != nil
 	if len(a.hits) > 0 {
-		fs.reveal(a, from, old)
+		fs.reveal(a, from, e.old.name)
 	}
 	if len(b.hits) > 0 && fs.expecting {
 		fs.revealDirectory(to)
-	}
-	if moved != nil && len(a.hits) > 0 && len(b.hits) == 0 {
-		fs.left = fs.g.position()
 	}
 	if len(b.hits) > 0 && fs.asks(Delete) && fs.replaces(e, to) {
 		b.tell(Change{Op: Delete, Dir: isDir, Parent: to.handle})
@@ -403,22 +395,41 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 			fs.tellSides(nil, h, isDir, from, to)
 		}
 	}
-	exchanged := fs.exchanged.completes(e, from, to)
-	if exchanged {
-		a.tell(Change{Op: Create, Dir: fs.exchanged.isDir, Parent: from.handle})
+	fs.believeRename(e, from, to, moved)
+}
+
+// sight notes that a directory comes into sight, or leaves it, by the rename whose sides
+// have been found.
+func (fs *filesystem) sight(moved, to *node, name string) {
+	before, now := len(fs.g.from.hits) > 0, len(fs.g.to.hits) > 0
+	switch {
+	case now && before:
+		fs.how.appeared(moved, to, name, renamed)
+	case now:
+		fs.how.appeared(moved, to, name, movedIn)
+	case before:
+		fs.left = fs.g.position()
+	}
+	fs.g.movedIn = fs.g.movedIn || moved.mounts != nil
+}
+
+// believeRename remembers the names of a rename that was told. Of an exchange it tells that
+// the name which the second half leaves is that of the first one's file.
+func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
+	a, b, isDir := &fs.g.from, &fs.g.to, e.mask&unix.FAN_ONDIR != 0
+	left := doubt{name: e.old.name, isDir: isDir}
+	if fs.exchanged.completes(e, from, to) {
+		left.present, left.isDir = true, fs.exchanged.isDir
+		a.tell(Change{Op: Create, Dir: left.isDir, Parent: from.handle})
+	}
+	if from == to {
+		left.alias = e.new.name
 	}
 	if len(a.hits) > 0 {
-		d := doubt{name: old, isDir: isDir}
-		if exchanged {
-			d.present, d.isDir = true, fs.exchanged.isDir
-		}
-		if from == to {
-			d.alias = new
-		}
-		fs.believe(from, d, true)
+		fs.believe(from, left, true)
 	}
 	if len(b.hits) > 0 {
-		fs.believe(to, doubt{name: new, present: true, isDir: isDir, is: moved}, true)
+		fs.believe(to, doubt{name: e.new.name, present: true, isDir: isDir, is: moved}, true)
 	}
 }
 

@@ -236,7 +236,7 @@ func TestHangsBelow(t *testing.T) {
 	}
 	b.until(1, "n/f")
 	t.Logf("told after %v alone, %v beside one that hangs", alone, beside)
-	if beside > 2*alone+time.Millisecond {
+	if beside > 2*alone+10*time.Millisecond { // it would be for ever; a busy machine takes its time
 		t.Errorf("told after %v alone, %v beside one that hangs", alone, beside)
 	}
 	release()
@@ -249,7 +249,8 @@ func TestHangsBelow(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if err != nil {
-		t.Fatalf("unmounting: %v", err)
+		holders, _ := exec.Command("sh", "-c", `ls -l /proc/[0-9]*/fd /proc/[0-9]*/task/*/cwd 2>/dev/null | grep -F "$1"; for s in /proc/[0-9]*/task/*/stack; do grep -l fuse $s && cat $s; done 2>/dev/null`, "sh", m).CombinedOutput()
+		t.Fatalf("unmounting: %v; who has it open:\n%s", err, holders)
 	}
 	b.until(1, "ENUM_DIR")
 }
