@@ -244,13 +244,9 @@ func TestHangsBelow(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.until(1, "m/hung", "ENUM_DIR")
-	err = unix.Unmount(m, 0) // nobody has it open, but for who has just found out
-	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); err = unix.Unmount(m, 0) {
-		time.Sleep(time.Millisecond)
-	}
-	if err != nil {
-		holders, _ := exec.Command("sh", "-c", `ls -l /proc/[0-9]*/fd /proc/[0-9]*/task/*/cwd 2>/dev/null | grep -F "$1"; for s in /proc/[0-9]*/task/*/stack; do grep -l fuse $s && cat $s; done 2>/dev/null`, "sh", m).CombinedOutput()
-		t.Fatalf("unmounting: %v; who has it open:\n%s", err, holders)
+	// go-fuse opens a file in the mount, at first, which a process that was started then has open too.
+	if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
 	}
 	b.until(1, "ENUM_DIR")
 }
