@@ -12,6 +12,7 @@
 # make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
+# make bench-smb    what clients wait for, beside the distribution's smbd in the same guest; SMB=short takes two minutes
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make test-release a release, its tarball, packages and apt repository
 # make test-cross   ksmbd.ko is built for arm64, and for 32-bit big-endian PowerPC
@@ -38,7 +39,8 @@ BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)$(SUITE:%=-%)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
-# and durable handles in test-regression, FUZZ for how long a fuzzer runs and SEED what its input is made of (0: a new one).
+# and durable handles in test-regression, SMB the form of bench-smb, full or short, FUZZ for how long a fuzzer runs and SEED
+# what its input is made of (0: a new one).
 TRIES ?= 10
 SLOW  ?= 2
 FS    ?= tmpfs
@@ -51,11 +53,12 @@ DEBIAN ?= bookworm trixie
 TAGS   ?=
 FUZZ   ?= 10s
 SEED   ?= 0
+SMB    ?= full
 CROWD  ?= 300
 
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse bc bison flex gcc-powerpc-linux-gnu
-PACKAGES_UNIT   := gcc libc6-dev e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
+PACKAGES_UNIT   := gcc libc6-dev git bzip2 xz-utils zstd e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian rpm busybox-static e2fsprogs kmod xz-utils
@@ -64,7 +67,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve fuzz fuzz-kernel bench check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve fuzz fuzz-kernel bench bench-smb check-kernel clean FORCE
 all: build
 
 build:
@@ -105,7 +108,7 @@ $(BUILD)/guest/e2e.test: FORCE
 
 $(BUILD)/samba-%/smbtorture.cpio: test/guest/samba.sh
 	@$(packages) $(PACKAGES_GUEST) mmdebstrap
-	test/guest/samba.sh $* $(@D)
+	test/guest/samba.sh $* smbtorture $(@D)
 
 guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/samba-%/smbtorture.cpio)
 
@@ -195,6 +198,14 @@ test-install: deb rpm
 	@VERSION=0~0 packaging/build.sh deb build/install/ksmbd-notifyd build/install/old
 	@test/install/rpm.sh build
 	@for release in $(DEBIAN); do test/install/test.sh $$release build; done
+
+bench-smb: build module $(guest) $(BUILD)/samba-4.17/smbd.cpio
+	@$(packages) gnuplot-nox
+	@test/guest/bench.sh $(BUILD) $(SMB)
+
+$(BUILD)/samba-4.17/smbd.cpio: test/guest/samba.sh
+	@$(packages) $(PACKAGES_GUEST) mmdebstrap
+	test/guest/samba.sh 4.17 smbd $(@D)
 
 $(BUILD)/debug/bzImage: FORCE $(BUILD)/linux/release
 	@$(packages) $(PACKAGES_MODULE) $(PACKAGES_DEBUG)

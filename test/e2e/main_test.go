@@ -27,6 +27,8 @@ var (
 	slow       = flag.Int("slow", 10, "how often those that take minutes are")
 	regression = flag.String("regression", ".", "names of the smbtorture tests to record, a regular expression")
 	baseline   = flag.String("baseline", "", "what was recorded with the stock module, to compare ours with")
+	benchForm  = flag.String("bench-smb", "", "only measure ours beside smbd: short or full")
+	benchTimes = flag.Int("bench-rounds", 5, "in so many rounds")
 	recordTo   = flag.String("record", "", "only run smbtorture tests and record in this file which pass")
 )
 
@@ -63,6 +65,10 @@ func runMain(m *testing.M) (code int) {
 	switch {
 	case *demo:
 		if err := showDemo(os.Stdout); err != nil {
+			fail(err)
+		}
+	case *benchForm != "":
+		if err := benchSMB(*benchForm, *benchTimes, os.Stdout); err != nil {
 			fail(err)
 		}
 	case *recordTo != "":

@@ -43,7 +43,7 @@ start_qemu() {
 		system=(-kernel "$DISK/vmlinuz" -initrd "$DISK/initrd.img" -append "root=/dev/vda rw $append"
 			-drive "if=virtio,format=raw,snapshot=on,file=$DISK/root.img" -drive "if=virtio,format=raw,readonly=on,file=$tmp/rig.tar")
 	else
-		{ cat "$build/guest/root.cpio" ${OVERLAY:+"$OVERLAY"}; cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc; } > "$tmp/initrd"
+		{ cat "$build/guest/root.cpio" ${OVERLAY:+"$OVERLAY"} && (cd "$tmp/over" && find . | cpio --quiet -o -R 0:0 -H newc); } > "$tmp/initrd"
 		system=("$build"/linux/img/boot/vmlinuz-*)
 		[ -z "$debug" ] || { system=("$debug/bzImage"); memory=4096; }
 		system=(-kernel "${system[@]}" -initrd "$tmp/initrd" -append "rdinit=/init $append")

@@ -1,0 +1,37 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# bench.sh BUILD FORM: measures ours beside Debian's smbd in a guest, see test/e2e/benchsmb_test.go. FORM is full or short.
+# Leaves BUILD/bench-smb.{md,json,tsv} and plots of the ratios, BUILD/bench-smb.{svg,png}.
+set -euo pipefail
+
+build=$1
+form=$2
+here=$(dirname "$(realpath "$0")")
+kver=$(cat "$build/linux/release")
+case $form in
+short) rounds=3 limit=600 ;;
+full) rounds=4 limit=1800 ;;
+*) echo "bench: SMB=$form: only full and short are known" >&2; exit 1 ;;
+esac
+OVERLAY=$build/samba-4.17/smbd.cpio "$here/run.sh" "$build" bench-smb "$limit" "$build/guest/e2e.test" "$build/module/$kver/ksmbd.ko" \
+	"$build/ksmbd-notifyd" -- /rig/e2e.test -bench-smb "$form" -bench-rounds "$rounds"
+cp "$build"/guest/out/bench-smb/bench-smb.* "$build/"
+for kind in svg png; do
+	case $kind in
+	svg) terminal='svg size 900,640' ;;
+	png) terminal='pngcairo size 900,640' ;;
+	esac
+	gnuplot <<-END
+		set terminal $terminal
+		set output "$build/bench-smb.$kind"
+		set title "What clients wait for and the server spends, beside smbd (left of 1: less)"
+		set datafile separator "\t"
+		set logscale x
+		set xrange [0.01:10]
+		set yrange [:] reverse
+		set grid x
+		set arrow from 1, graph 0 to 1, graph 1 nohead lw 2
+		unset key
+		plot "$build/bench-smb.tsv" using 2:0:3:4:ytic(1) with xerrorbars pt 7 lw 2
+	END
+done
