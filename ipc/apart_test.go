@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
+//go:build amd64 || arm64
+
+// go-fuse is for 64 bits only.
+
 package ipc
 
 import (
