@@ -13,8 +13,11 @@ short) rounds=3 limit=600 ;;
 full) rounds=4 limit=1800 ;;
 *) echo "bench: SMB=$form: only full and short are known" >&2; exit 1 ;;
 esac
+# Ours being behind is a result too, and a failure.
+status=0
 OVERLAY=$build/samba-4.17/smbd.cpio "$here/run.sh" "$build" bench-smb "$limit" "$build/guest/e2e.test" "$build/module/$kver/ksmbd.ko" \
-	"$build/ksmbd-notifyd" -- /rig/e2e.test -bench-smb "$form" -bench-rounds "$rounds"
+	"$build/ksmbd-notifyd" -- /rig/e2e.test -bench-smb "$form" -bench-rounds "$rounds" || status=$?
+[ -s "$build/guest/out/bench-smb/bench-smb.tsv" ] || exit "$status"
 cp "$build"/guest/out/bench-smb/bench-smb.* "$build/"
 for kind in svg png; do
 	case $kind in
@@ -24,7 +27,7 @@ for kind in svg png; do
 	gnuplot <<-END
 		set terminal $terminal
 		set output "$build/bench-smb.$kind"
-		set title "What clients wait for and the server spends, beside smbd (left of 1: less)"
+		set title "ours / smbd: left of 1 is less"
 		set datafile separator "\t"
 		set logscale x
 		set xrange [0.01:10]
@@ -35,3 +38,4 @@ for kind in svg png; do
 		plot "$build/bench-smb.tsv" using 2:0:3:4:ytic(1) with xerrorbars pt 7 lw 2
 	END
 done
+exit "$status"
