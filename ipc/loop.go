@@ -282,15 +282,19 @@ func (l *loop) serve(ctx, working context.Context) error {
 }
 
 // fetch takes items from ksmbd, and more of them if a user seems to have too many
-// watches: that others have ended, ksmbd may tell later.
+// watches: that others have ended, ksmbd may tell later. An error that is met when there
+// are items already is left for the next time: these items must not be lost by it.
 func (l *loop) fetch() ([]genl.Item, error) {
 	items, err := l.kernel.Next()
-	for err == nil && len(items) < maxFetched && l.crowded(items) {
+	for err == nil && len(items) > 0 && len(items) < maxFetched && l.crowded(items) {
 		var more []genl.Item
-		if more, err = l.kernel.Next(); len(more) == 0 {
-			break
-		}
+		more, err = l.kernel.Next()
 		items = append(items, more...)
+		switch {
+		case errors.Is(err, genl.ErrMalformed): // the only one that does not come again
+		case err != nil, len(more) == 0:
+			return items, nil
+		}
 	}
 	return items, err
 }

@@ -669,6 +669,28 @@ func TestServeRetries(t *testing.T) {
 	})
 }
 
+// What was fetched already is not lost when more cannot be.
+func TestServeRetriesForMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.items = []any{w.itemOf(1, "anne", "docs"), w.itemOf(2, "anne", "docs"), ErrRetry, requestItem(3, 1)}
+		l := newLoop(slog.New(slog.DiscardHandler), w, w.opens)
+		l.control.policy = Policy{UserWatches: 1}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- l.run(ctx, w.bell) }()
+		synctest.Wait()
+		w.told("ack 2: ENOSPC")
+		if !slices.Equal(w.acked, []uint64{1, 2, 3}) {
+			t.Errorf("acknowledged %d", w.acked)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestServeEndsWithErrors(t *testing.T) {
 	for name, start := range map[string]func(w *world) (Kernel, Group){
 		"kernel": func(w *world) (Kernel, Group) {
