@@ -374,6 +374,7 @@ void notify_request_withheld(struct ksmbd_notify_request *req)
 			if (next->told) {
 				req->told = next->told;
 				next->told = NULL;
+				swap(req->bytes, next->bytes);
 				request_offer_again(next);
 				notify_request_send(req);
 				return;
