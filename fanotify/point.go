@@ -69,6 +69,9 @@ var synthetic = map[string]bool{
 	"rpc_pipefs": true, "securityfs": true, "selinuxfs": true, "sysfs": true, "tracefs": true,
 }
 
+// maxEnters is how often enter tries when mounts change meanwhile.
+const maxEnters = 16
+
 var (
 	errUnmounted = errors.New("unmounted")
 	errNobody    = errors.New("nobody watches it")
@@ -118,10 +121,15 @@ func (p *point) stands() bool {
 //
 // Where that is possible it is in a copy of the mount: then only the superblock is held,
 // and the mount can be unmounted. The copy is in no namespace, so that nothing but fd
-// keeps it.
+// keeps it. If mounts change all the time it is given up with errUnmounted: the mounts
+// are looked at again then anyway.
 func (p *point) enter() (fd, id int, err error) {
 	g := p.upper.g
-	for g.leaveMoved(); p.fd < 0; g.leaveMoved() {
+	g.leaveMoved()
+	for tries := 0; p.fd < 0; g.leaveMoved() {
+		if tries++; tries > maxEnters {
+			return -1, 0, errUnmounted
+		}
 		if len(g.entered) == 0 {
 			g.enteredAt = g.mounts.count()
 		}
