@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -69,7 +68,7 @@ type below struct {
 func serveBelow(t *testing.T) *below {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("takes root")
+		cannotRun(t, "only root can mount, and have a fanotify group that watches trees")
 	}
 	b := &below{world: newWorld(t), dir: t.TempDir(), next: 10}
 	if err := errors.Join(unix.Mount("none", b.dir, "tmpfs", 0, "size=1m"), unix.Mount("", b.dir, "", unix.MS_PRIVATE, ""), os.Mkdir(b.dir+"/m", 0o755)); err != nil {
@@ -77,12 +76,7 @@ func serveBelow(t *testing.T) *below {
 	}
 	t.Cleanup(func() { unix.Unmount(b.dir, unix.MNT_DETACH) })
 	log := slog.New(slog.DiscardHandler)
-	apart := OpenProcess(func() *exec.Cmd {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), serveGroup+"=1")
-		cmd.Stderr = os.Stderr
-		return cmd
-	})
+	apart := OpenProcess(groupCommand)
 	loop := newLoop(log, b.world, func(s Superblock) (Group, error) {
 		if MayHang(s.Type) {
 			return apart(s)
@@ -187,6 +181,17 @@ func (b *below) median(watch uint64, round string) time.Duration {
 // What hangs below a watch tree of another filesystem holds up nothing of that, and when it
 // answers all is told.
 func TestHangsBelow(t *testing.T) {
+	var served chan struct{} // closed when the FUSE server has ended; nil if there is none
+	t.Cleanup(func() {       // tests that count descriptors are not to see it close its own
+		if served == nil {
+			return
+		}
+		select {
+		case <-served:
+		case <-time.After(10 * time.Second):
+			t.Error("the FUSE server does not end")
+		}
+	})
 	b := serveBelow(t)
 	b.watchTree(1)
 	alone := b.median(1, "alone")
@@ -199,9 +204,13 @@ func TestHangsBelow(t *testing.T) {
 	m := b.dir + "/m"
 	server, err := fuse.NewServer(h, m, &fuse.MountOptions{DirectMount: true, FsName: "test", Name: "test"})
 	if err != nil {
-		t.Skipf("no FUSE: %v", err)
+		cannotRun(t, fmt.Sprintf("a FUSE server cannot mount here, is there no /dev/fuse? %v", err))
 	}
-	go server.Serve()
+	served = make(chan struct{})
+	go func() {
+		server.Serve()
+		close(served)
+	}()
 	if err := server.WaitMount(); err != nil {
 		t.Fatal(err)
 	}

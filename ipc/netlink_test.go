@@ -621,7 +621,7 @@ func TestRealNetlinkDatagrams(t *testing.T) {
 	}
 	defer s.Close()
 	if os.Geteuid() != 0 {
-		t.Skip("takes root to size the socket")
+		cannotRun(t, "only root can make a socket's buffers as large")
 	}
 	if err := errors.Join(s.SetReadBuffer(1<<20), s.SetWriteBuffer(8<<20)); err != nil {
 		t.Fatal(err)
