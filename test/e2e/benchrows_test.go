@@ -650,29 +650,7 @@ func (b *benchRun) serverCPU(ctx context.Context) error {
 
 // localCreation: what local programs pay for being watched.
 func (b *benchRun) localCreation(ctx context.Context) error {
-	count := func() (time.Duration, error) {
-		start := time.Now()
-		err := b.createFiles(b.dir, b.sizes.creates, 0, true)
-		return time.Since(start), err
-	}
-	for _, watchers := range []int{1, b.sizes.watchers} {
-		alone, err := count()
-		if err != nil {
-			return err
-		}
-		followers, stop, err := b.follow(ctx, watchers, true)
-		if err != nil {
-			return err
-		}
-		watched, err := count()
-		calm(ctx, followers)
-		stop()
-		if err != nil {
-			return err
-		}
-		b.add(fmt.Sprintf("local file creation and removal, slowed by %d watchers", watchers), "×", watched.Seconds()/alone.Seconds())
-	}
-	return nil
+	return b.slowed(ctx, "local file creation and removal", func() error { return b.createFiles(b.dir, b.sizes.creates, 0, true) })
 }
 
 // smbCreation: what four clients that create files pay for being watched.
@@ -683,10 +661,9 @@ func (b *benchRun) smbCreation(ctx context.Context) error {
 	}
 	defer end()
 	round := 0
-	count := func() (time.Duration, error) {
+	return b.slowed(ctx, "SMB file creation by 4", func() error {
 		var wg sync.WaitGroup
 		errs := make([]error, len(conns))
-		start := time.Now()
 		round++
 		for i, c := range conns {
 			wg.Go(func() {
@@ -703,10 +680,19 @@ func (b *benchRun) smbCreation(ctx context.Context) error {
 			})
 		}
 		wg.Wait()
-		return time.Since(start), errors.Join(errs...)
+		return errors.Join(errs...)
+	})
+}
+
+// slowed measures how much longer work takes when one client watches its directory, and when many do.
+func (b *benchRun) slowed(ctx context.Context, name string, work func() error) error {
+	timed := func() (time.Duration, error) {
+		start := time.Now()
+		err := work()
+		return time.Since(start), err
 	}
 	for _, watchers := range []int{1, b.sizes.watchers} {
-		alone, err := count()
+		alone, err := timed()
 		if err != nil {
 			return err
 		}
@@ -714,13 +700,13 @@ func (b *benchRun) smbCreation(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		watched, err := count()
+		watched, err := timed()
 		calm(ctx, followers)
 		stop()
 		if err != nil {
 			return err
 		}
-		b.add(fmt.Sprintf("SMB file creation by 4, slowed by %d watchers", watchers), "×", watched.Seconds()/alone.Seconds())
+		b.add(fmt.Sprintf("%s, slowed by %d watchers", name, watchers), "×", watched.Seconds()/alone.Seconds())
 	}
 	return nil
 }
