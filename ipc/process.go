@@ -230,7 +230,8 @@ func (p *process) watch(dir *os.File, c call, fn func(fanotify.Change)) (Mark, e
 func (p *process) Wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { p.wakes.SetReadDeadline(time.Unix(1, 0)) })
 	_, err := p.wakes.Read(make([]byte, 1))
-	if !stop() && ctx.Err() != nil {
+	stop()
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err != nil {
