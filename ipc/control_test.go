@@ -58,7 +58,7 @@ func TestPolicyAdmits(t *testing.T) {
 	w.told()
 	w.served(w.itemOf(7, "anne", "docs"), requestItem(8, 7), unwatchItem(6)) // who goes is fetched last
 	w.told()
-	if countFDs(t) != before {
+	if countFDs(t) > before {
 		t.Error("a directory was left open")
 	}
 }

@@ -210,7 +210,7 @@ func TestInheritOther(t *testing.T) {
 	// All watches of the filesystem have ended.
 	w.loop.inherit(left(), family, 4)
 	w.loop.settle()
-	if after := countFDs(t); after != before {
+	if after := countFDs(t); after > before {
 		t.Errorf("%d file descriptors before, %d after", before, after)
 	}
 	w.refuse = errOther
