@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -330,7 +331,7 @@ func (c *Conn) write(ctx context.Context, frame []byte) error {
 func (c *Conn) writeBytes(ctx context.Context, b []byte) error {
 	deadline, _ := ctx.Deadline() // none: no limit but the context's end
 	if err := c.nc.SetWriteDeadline(deadline); err != nil {
-		return err
+		return c.ended(ctx, err)
 	}
 	stop := context.AfterFunc(ctx, func() { c.nc.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -338,7 +339,26 @@ func (c *Conn) writeBytes(ctx context.Context, b []byte) error {
 	if err != nil {
 		c.nc.Close()
 	}
-	return err
+	return c.ended(ctx, err)
+}
+
+// ended returns why the reader has closed the connection, if that is what err comes of.
+func (c *Conn) ended(ctx context.Context, err error) error {
+	if !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	c.mu.Lock()
+	stalled := c.stalled // the reader goes on until this side closes
+	c.mu.Unlock()
+	if stalled {
+		return err
+	}
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return err
+	}
 }
 
 // read takes responses until the connection ends.

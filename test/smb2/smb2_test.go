@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"crypto/aes"
 	"encoding/hex"
+	"errors"
+	"io"
+	"net"
 	"slices"
 	"testing"
 )
@@ -17,6 +20,30 @@ func unhex(t *testing.T, s string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// Who sends on a connection that the server has closed is told that, and not that it is closed here.
+func TestDropped(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	here, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConn(here)
+	defer c.Close()
+	server, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	<-c.done
+	if err := c.writeBytes(t.Context(), []byte{0}); !errors.Is(err, io.EOF) {
+		t.Errorf("error %v, want %v", err, io.EOF)
+	}
 }
 
 // MS-NLMP 4.2.4 has the example.
