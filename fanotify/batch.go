@@ -14,10 +14,13 @@ func (g *Group) dispatch() {
 	clear(g.replaced.did)
 	q.full = q.full || !g.learn(0)
 	g.putOff = 0
-	for off := 0; off < len(q.buf) && !q.full; { // settling may have read on
+	for off := 0; ; {
 		off = g.tellFrom(off)
 		for _, fs := range q.filesystems {
 			fs.settle()
+		}
+		if off == len(q.buf) || q.full { // else settling has read on
+			break
 		}
 	}
 	if q.full {

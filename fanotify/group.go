@@ -327,6 +327,9 @@ func (g *Group) schedule() {
 	soonest(g.retryMounts)
 	for _, fs := range g.filesystems {
 		soonest(fs.retry)
+		if len(fs.doubts) > 0 {
+			soonest(time.Now())
+		}
 	}
 	if len(g.owed) > 0 {
 		soonest(time.Now())

@@ -33,6 +33,7 @@ type doubt struct {
 	file     handle // the file that all events were of: that it is gone confirms that the name is
 	sure     bool   // it was only created, or only removed
 	at       uint64 // where in the queue that was told
+	certain  bool   // all that was under way when it was looked at has been told since
 }
 
 type doubtKey struct {
@@ -41,6 +42,13 @@ type doubtKey struct {
 }
 
 var seed = maphash.MakeSeed()
+
+// clone returns d as it is to be kept when its batch is forgotten.
+func (d *doubt) clone() doubt {
+	c := *d
+	c.name, c.alias, c.file = bytes.Clone(d.name), bytes.Clone(d.alias), bytes.Clone(d.file)
+	return c
+}
 
 // believe remembers the last thing that was told about a name in dir. If doubtful,
 // settle looks at the name; if not, that only updates a name that is to be looked
@@ -121,7 +129,7 @@ func (fs *filesystem) revealDirectory(n *node) {
 }
 
 // maxPutOff bounds how often a Drain puts off what differs. Somebody who never
-// stops changing things must not keep it.
+// stops changing things must not keep it; what is not certain then is for the next.
 const maxPutOff = 4
 
 // keepDoubts is for how many names memory stays allocated between two batches.
@@ -135,6 +143,7 @@ func (fs *filesystem) settle() {
 	if !g.queue.full && fs.strayed() {
 		return
 	}
+	var unsettled []doubt
 	if len(fs.doubts) > 0 && !g.queue.full {
 		differ := fs.differences()
 		if len(differ) > 0 && g.putOff < maxPutOff {
@@ -145,6 +154,10 @@ func (fs *filesystem) settle() {
 			}
 		}
 		for _, d := range differ {
+			if !d.certain && d.dir.next == nil { // nor evicted before it is
+				unsettled = append(unsettled, d.clone())
+				continue
+			}
 			if present := d.st != nil; d.err != nil || d.present != present || d.isDir != d.nowDir() { // nor revealed meanwhile
 				fs.correct(&d)
 			}
@@ -154,6 +167,15 @@ func (fs *filesystem) settle() {
 	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
 		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
 	}
+	fs.forgetDoubts()
+	for _, d := range unsettled {
+		fs.doubtful[doubtKey{d.dir, maphash.Bytes(seed, d.name)}] = len(fs.doubts)
+		fs.doubts = append(fs.doubts, d)
+		fs.expecting = fs.expecting || d.expected
+	}
+}
+
+func (fs *filesystem) forgetDoubts() {
 	fs.expecting = false
 	switch n := len(fs.doubts); {
 	case n > keepDoubts:
@@ -244,6 +266,7 @@ func (l *look) same(d *doubt, st *unix.Stat_t) bool {
 func (fs *filesystem) barriers(differ []difference) {
 	var last *node
 	for _, d := range differ {
+		d.certain = true
 		if d.dir != last {
 			last = d.dir
 			fs.barrier(last)
