@@ -132,6 +132,7 @@ func TestInherit(t *testing.T) {
 		if err := w.worker.serve(); err != nil {
 			t.Fatal(err)
 		}
+		w.drained() // what happened meanwhile is there to be read
 	}
 	w.told("11: -waits", "22: ENUM_DIR", "33: ENUM_DIR")
 	w.items = append(w.items, requestItem(12, 1))

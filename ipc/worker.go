@@ -391,8 +391,12 @@ func (l *worker) close() {
 	l.disinherit()
 }
 
-// drain has the watches told of what happened until now.
+// drain has the watches told of what happened until now. What waits in an inherited
+// queue is for all that are watched again: it waits for the last of them.
 func (l *worker) drain() error {
+	if l.inheriting {
+		return nil
+	}
 	l.read = time.Now()
 	if woke := l.woke.Swap(0); woke != 0 {
 		l.read = time.Unix(0, woke)
