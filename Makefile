@@ -20,6 +20,7 @@
 # make check-kernel checkpatch and sparse over kernel/, for 32-bit big-endian machines too
 # make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
 # make test-starve  what many clients that wish no good cost another one, as ratios; CROWD of them never read
+# make soak         FOR=1h: whatever befalls the server in a storm of changes, clients end with the true names, see TestSoak
 # make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
 #
 # SERIES=7.3 does that for another kernel series, below build/7.3/, and SUITE=trixie with the kernel of another Debian.
@@ -40,7 +41,8 @@ BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)$(SUITE:%=-%)))
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
 # and durable handles in test-regression, SMB the form of bench-smb, full or short, FUZZ for how long a fuzzer runs and SEED
-# what its input is made of (0: a new one).
+# what its input is made of (0: a new one), FOR how long TestSoak runs, with BLOWS of that name and WATCHES a
+# filesystem, LOUD=yes for the log of what the daemon does in it.
 TRIES ?= 10
 SLOW  ?= 2
 FS    ?= tmpfs
@@ -48,7 +50,7 @@ RUN   ?= .
 SAMBA ?=
 LEASES ?=
 export REQUESTS ?= 10000
-export FUZZ SEED CROWD
+export FUZZ SEED CROWD FOR BLOWS WATCHES LOUD
 DEBIAN ?= bookworm trixie
 TAGS   ?=
 FUZZ   ?= 10s
@@ -67,7 +69,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve fuzz fuzz-kernel bench bench-smb check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak fuzz fuzz-kernel bench bench-smb check-kernel clean FORCE
 all: build
 
 build:
@@ -216,6 +218,9 @@ test-debug: build $(guest) $(BUILD)/debug/bzImage
 
 test-starve: RUN = ^TestStarve
 test-starve: test-guest
+
+soak: RUN = ^TestSoak
+soak: test-guest
 
 fuzz-kernel: RUN = ^TestFuzz
 fuzz-kernel: test-debug

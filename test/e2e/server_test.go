@@ -45,6 +45,9 @@ var shares = []struct{ name, dir, options string }{
 	{"OUTER", "outer", ""},
 	{"HANGS", "../hangs/share", ""}, // see TestHangingShare
 	{"SRV", "..", ""},               // what is mounted is below it
+	{"EXT4", "../ext4/share", ""},   // see TestSoak
+	{"BTRFS", "../btrfs/share", ""},
+	{"OVERLAY", "../overlay/share", ""},
 	{lanes[0], "lane0", laneOptions},
 	{lanes[1], "lane1", laneOptions},
 	{lanes[2], "lane2", laneOptions},
@@ -118,6 +121,7 @@ const long = 30 * time.Second
 var server struct {
 	mountd  *process
 	notifyd *process
+	quiet   bool // the next daemon does not log what it does
 }
 
 func setUp() error {
@@ -184,18 +188,26 @@ func mountOverlay() error {
 // mountImage makes a file system of type fsType in a file and mounts it.
 func mountImage() error {
 	const image = "/tmp/share.img"
+	if err := makeImage(*fsType, image); err != nil {
+		return err
+	}
+	options := "loop"
+	if *fsType == "vfat" { // it has no owners
+		options += ",umask=0,utf8,quiet"
+	}
+	return command("mount", "-t", *fsType, "-o", options, image, mount)
+}
+
+// makeImage makes a file system in a file.
+func makeImage(kind, image string) error {
 	mkfs := map[string][]string{
 		"ext4":  {"mke2fs", "-q", "-t", "ext4"},
 		"xfs":   {"mkfs.xfs", "-q"},
 		"btrfs": {"mkfs.btrfs", "-q"},
 		"vfat":  {"mkfs.vfat"},
-	}[*fsType]
+	}[kind]
 	if mkfs == nil {
-		return fmt.Errorf("unknown file system %q", *fsType)
-	}
-	options := "loop"
-	if *fsType == "vfat" { // it has no owners
-		options += ",umask=0,utf8,quiet"
+		return fmt.Errorf("unknown file system %q", kind)
 	}
 	f, err := os.Create(image)
 	if err != nil {
@@ -209,12 +221,7 @@ func mountImage() error {
 			return err
 		}
 	}
-	for _, argv := range [][]string{append(mkfs, image), {"mount", "-t", *fsType, "-o", options, image, mount}} {
-		if err := command(argv...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return command(append(mkfs, image)...)
 }
 
 // hangAfter is how long a thread of ksmbd may wait, in seconds, before the kernel complains: for a client that does not answer
@@ -395,7 +402,10 @@ func startNotifyd(stored ...*os.File) error {
 	defer systemd.Close()
 	argv := []string{"nice", "-n", "-10",
 		"setpriv", fmt.Sprintf("--reuid=%d", daemonUser), fmt.Sprintf("--regid=%d", daemonUser), "--clear-groups", "--no-new-privs",
-		"--inh-caps=" + daemonCaps, "--ambient-caps=" + daemonCaps, "--bounding-set=" + daemonCaps, *daemon, "-n", "-vv"}
+		"--inh-caps=" + daemonCaps, "--ambient-caps=" + daemonCaps, "--bounding-set=" + daemonCaps, *daemon, "-n"}
+	if !server.quiet {
+		argv = append(argv, "-vv")
+	}
 	variables := []string{"NOTIFY_SOCKET=" + systemdSocket}
 	if len(stored) > 0 {
 		var names []string
@@ -450,7 +460,7 @@ func storedFiles(systemd *net.UnixConn) (files []*os.File, err error) {
 		return nil, err
 	}
 	said, rights := make([]byte, 1024), make([]byte, unix.CmsgSpace(4))
-	for len(files) < 2 {
+	for {
 		n, nrights, _, _, err := systemd.ReadMsgUnix(said, rights)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return files, nil
@@ -473,8 +483,10 @@ func storedFiles(systemd *net.UnixConn) (files []*os.File, err error) {
 		for _, fd := range fds {
 			files = append(files, os.NewFile(uintptr(fd), name))
 		}
+		if strings.HasPrefix(name, "watches.") { // the last
+			return files, nil
+		}
 	}
-	return files, nil
 }
 
 func stopNotifyd() error {

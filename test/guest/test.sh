@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # test.sh BUILD: the guest tests, but for TestRegression, TestTorture and TestStarve only if RUN names them, and
 # TestIndependent... with CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA,
-# REQUESTS, FUZZ, SEED, CROWD, as the Makefile has them, and DEBUG for run.sh.
+# REQUESTS, FUZZ, SEED, CROWD, FOR, BLOWS, WATCHES, LOUD, as the Makefile has them, and DEBUG for run.sh.
 set -euo pipefail
 
 build=$1
@@ -28,16 +28,19 @@ guest() {
 		"$here/../../genl/ksmbd-notify.yaml" "${also[@]}" ${DEBUG:+"$DEBUG/functions"} -- \
 		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
 		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}" \
-		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}"
+		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}" \
+		-soak "${FOR:-1m}" -blows "${BLOWS:-.*}" -watches "${WATCHES:-4}" ${LOUD:+-loud}
 }
+
+# seconds DURATION: of Go's, in whole units.
+seconds() { echo $(($(sed -E 's/h/*3600+/; s/m/*60+/; s/s$/+/; s/$/0/' <<< "$1"))); }
 
 if [ -n "${DEBUG:-}" ]; then
 	name=debug-$FS
 	ours=$DEBUG/ksmbd.ko
-	# Each fuzzer runs for FUZZ, and the rest takes half an hour at the most.
-	each=$(sed -E 's/h/*3600+/; s/m/*60+/; s/s$/+/; s/$/0/' <<< "${FUZZ:-10s}")
+	# Each fuzzer runs for FUZZ, and the rest takes half an hour at the most, and what TestSoak is given.
 	# For basedir see below. What is measured is not measured in such a kernel.
-	guest "$name" $((4 * (each) + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare"
+	guest "$name" $((4 * $(seconds "${FUZZ:-10s}") + $(seconds "${FOR:-1m}") + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare"
 	exit
 fi
 skip+='|TestFuzzAllocations' # it wants failslab
@@ -47,5 +50,6 @@ skip+='|TestFuzzAllocations' # it wants failslab
 case $RUN in
 *Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$RUN" "$skip" ;;
 *Starve*) guest "$name-starve" 3600 "$RUN" "$skip" ;;
-*) guest "$name" 1200 "$RUN" "$skip|TestTorture|TestStarve" ;;
+*Soak*) guest "$name-soak" $(($(seconds "${FOR:-1m}") + 900)) "$RUN" "$skip" ;;
+*) guest "$name" 1500 "$RUN" "$skip|TestTorture|TestStarve" ;;
 esac
