@@ -20,7 +20,10 @@ import (
 type status struct {
 	Serving bool
 	Module  string
-	Total   struct {
+	Open    struct {
+		QueuedBytes int `json:"queued_bytes"`
+	}
+	Total struct {
 		Records, Responses int
 	}
 	Watches []struct {
