@@ -21,6 +21,7 @@
 # make test-debug   the guest tests under KASAN, lockdep, UBSAN and kmemleak (builds a kernel, about 15 minutes once)
 # make test-starve  what many clients that wish no good cost another one, as ratios; CROWD of them never read
 # make soak         FOR=1h: whatever befalls the server in a storm of changes, clients end with the true names, see TestSoak
+# make cover        the lines of the daemon that neither unit tests nor those of the guest run, see RUN
 # make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
 #
 # SERIES=7.3 does that for another kernel series, below build/7.3/, and SUITE=trixie with the kernel of another Debian.
@@ -69,7 +70,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak fuzz fuzz-kernel bench bench-smb check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover fuzz fuzz-kernel bench bench-smb check-kernel clean FORCE
 all: build
 
 build:
@@ -221,6 +222,18 @@ test-starve: test-guest
 
 soak: RUN = ^TestSoak
 soak: test-guest
+
+# Of the test that is left out, a program that runs as nobody could not write what it ran.
+COVERED := ./cmd/... ./fanotify/... ./genl/... ./ipc/...
+
+cover: module $(guest)
+	@$(packages) $(PACKAGES_UNIT)
+	rm -rf build/cover
+	mkdir -p build/cover/unit
+	CGO_ENABLED=0 go build -cover -covermode=atomic -coverpkg=./... -buildvcs=false -o build/cover/ksmbd-notifyd ./cmd/ksmbd-notifyd
+	go test -skip '^TestStatusOfWaitingDaemon$$' -cover -covermode=atomic -coverpkg=./... -timeout 10m $(COVERED) -args -test.gocoverdir=$(CURDIR)/build/cover/unit
+	@COVER=build/cover FS='$(FS)' RUN='$(RUN)' TRIES=1 SLOW=1 SAMBA= test/guest/test.sh $(BUILD)
+	@test/cover.sh build/cover build/cover/unit build/cover/guest
 
 fuzz-kernel: RUN = ^TestFuzz
 fuzz-kernel: test-debug

@@ -7,6 +7,7 @@
 package e2e
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -48,6 +49,12 @@ func runMain(m *testing.M) (code int) {
 	if *cifsDir != "" {
 		fail(cifsNotify(*cifsDir, os.Stdout))
 		return
+	}
+	if dir := os.Getenv("GOCOVERDIR"); dir != "" { // the daemon's, if it was built so
+		if err := errors.Join(os.MkdirAll(dir, 0o777), os.Chmod(dir, 0o777)); err != nil {
+			fail(err)
+			return
+		}
 	}
 	// Before anything is started, so that what it stops is whatever was.
 	defer func() {

@@ -3,6 +3,7 @@
 # test.sh BUILD: the guest tests, but for TestRegression, TestTorture and TestStarve only if RUN names them, and
 # TestIndependent... with CLIENTS, the cpio archive that has these. From the environment: RUN, FS, TRIES, SLOW, SAMBA,
 # REQUESTS, FUZZ, SEED, CROWD, FOR, BLOWS, WATCHES, LOUD, as the Makefile has them, and DEBUG for run.sh.
+# With COVER, a directory, the daemon is that which is there, and what of it was run is left in COVER/guest.
 set -euo pipefail
 
 build=$1
@@ -24,12 +25,13 @@ esac
 # guest NAME SECONDS RUN SKIP: boots our module and runs the tests that RUN names but not SKIP.
 guest() {
 	echo "test: our module, share on $FS"
-	"$here/run.sh" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "$build/ksmbd-notifyd" \
+	"$here/run.sh" "$build" "$1" "$2" "$build/guest/e2e.test" "$ours" "${COVER:-$build}/ksmbd-notifyd" \
 		"$here/../../genl/ksmbd-notify.yaml" "${also[@]}" ${DEBUG:+"$DEBUG/functions"} -- \
-		/rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
+		${COVER:+env GOCOVERDIR=/out/cover} /rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
 		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}" \
 		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}" \
 		-soak "${FOR:-1m}" -blows "${BLOWS:-.*}" -watches "${WATCHES:-4}" ${LOUD:+-loud}
+	[ -z "${COVER:-}" ] || cp -r "$build/guest/out/$1/cover" "$COVER/guest"
 }
 
 # seconds DURATION: of Go's, in whole units.
