@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -720,3 +722,72 @@ func TestServeEndsWithErrors(t *testing.T) {
 type deafGroup struct{ fakeGroup }
 
 func (deafGroup) Wait(context.Context) error { return errOther }
+
+// A filesystem that nobody watches any more is left after a while, and watched again when somebody asks.
+func TestRetire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		delete(w.loop.workers, w.filesystem) // that one does not run
+		ctx, end := context.WithCancel(t.Context())
+		defer w.loop.running.Wait()
+		defer end()
+		workers := func(want int) {
+			t.Helper()
+			time.Sleep(2 * retireAfter)
+			synctest.Wait()
+			w.loop.mu.Lock()
+			defer w.loop.mu.Unlock()
+			if n := len(w.loop.workers); n != want {
+				t.Errorf("%d workers, want %d", n, want)
+			}
+		}
+		w.loop.dispatch(ctx, []genl.Item{w.watchItem(1)})
+		workers(1)
+		w.loop.dispatch(ctx, []genl.Item{unwatchItem(1)})
+		workers(0)
+		w.loop.dispatch(ctx, []genl.Item{w.rescanItem(2), requestItem(22, 2)})
+		workers(1)
+		w.told("22: ENUM_DIR")
+	})
+}
+
+// When there can be no more groups, filesystems share one.
+func TestMerge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		delete(w.loop.workers, w.filesystem)
+		var groups atomic.Int32
+		w.loop.open = func(Superblock) (Group, error) {
+			if groups.Add(1) > 1 {
+				return nil, fmt.Errorf("too many: %w", unix.EMFILE)
+			}
+			return fakeGroup{w}, nil
+		}
+		ctx, end := context.WithCancel(t.Context())
+		defer w.loop.running.Wait()
+		defer end()
+		w.loop.dispatch(ctx, []genl.Item{w.watchItem(1), requestItem(11, 1)})
+		synctest.Wait()
+		other := w.watchItem(2)
+		other.Device = 0x802
+		hangs := w.watchItem(3)
+		hangs.Device, hangs.Filesystem = 0x803, "fuse"
+		w.loop.dispatch(ctx, []genl.Item{other, requestItem(22, 2), hangs})
+		synctest.Wait()
+		w.told("ack 3: EMFILE")
+		w.happens(1, fanotify.Create, "a")
+		w.wake <- struct{}{}
+		synctest.Wait()
+		w.told("22: +a")
+		w.loop.dispatch(ctx, []genl.Item{unwatchItem(1), unwatchItem(2)})
+		time.Sleep(2 * retireAfter)
+		synctest.Wait()
+		w.loop.mu.Lock()
+		defer w.loop.mu.Unlock()
+		for fs, worker := range w.loop.workers {
+			if !MayHang(fs.Type) {
+				t.Errorf("a worker of %v is left, %v", fs, worker.filesystem)
+			}
+		}
+	})
+}
