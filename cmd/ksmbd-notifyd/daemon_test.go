@@ -239,3 +239,33 @@ func TestSecondDaemonEnds(t *testing.T) {
 	}
 	<-ended
 }
+
+// With no room for its socket the daemon says so in a line, and serves.
+func TestDaemonOnFullDisk(t *testing.T) {
+	needRoot(t)
+	full := t.TempDir()
+	if err := unix.Mount("none", full, "tmpfs", 0, "nr_inodes=2"); err != nil { // its root and a directory
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(full, unix.MNT_DETACH) })
+	dir := filepath.Join(full, "run")
+	if s, err := listen(dir); err == nil {
+		s.Close()
+		t.Fatal("there is room")
+	}
+	t.Setenv("RUNTIME_DIRECTORY", dir)
+	stderr, ended := newOutput(), make(chan int, 1)
+	go func() { ended <- run([]string{"-n"}, new(strings.Builder), stderr) }()
+	if line := stderr.next(t); !strings.Contains(line, "error: there will be no status err=") || !strings.Contains(line, "no space left on device") {
+		t.Errorf("line %q", line)
+	}
+	if line := stderr.next(t); !strings.Contains(line, "warn: waiting for ksmbd reason=") {
+		t.Errorf("line %q", line)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-ended; status != 0 {
+		t.Errorf("status %d", status)
+	}
+}
