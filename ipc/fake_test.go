@@ -68,6 +68,7 @@ func newWorld(t *testing.T) *world {
 	w.loop = newLoop(slog.New(slog.DiscardHandler), w, w.opens)
 	w.worker = newWorker(w.loop.shared, Superblock{"ext4", "8:1"}, nil, w.loop)
 	w.worker.group = fakeGroup{w}
+	w.worker.started.Store(true)
 	w.causes.join()
 	w.loop.workers[w.filesystem] = w.worker
 	return w

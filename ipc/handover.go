@@ -99,7 +99,7 @@ func (l *loop) leave(working context.Context) {
 
 // leave is what of a worker's is left to the next daemon, if anything.
 func (l *worker) leave(ctx context.Context) *Part {
-	if l.inheriting {
+	if l.inheriting || !l.started.Load() { // it has no queue, or is to be merged with another
 		return nil
 	}
 	err := ctx.Err()

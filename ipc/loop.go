@@ -135,7 +135,8 @@ type shared struct {
 	control   *control
 	budget    budget
 	causes    causeHub
-	completed func() // called when requests were completed
+	opening   chan struct{} // has a value while a group is opened that filesystems may share
+	completed func()        // called when requests were completed
 }
 
 // loop is one conversation with one ksmbd. It fetches what ksmbd has queued and
@@ -179,7 +180,7 @@ func newLoop(log *slog.Logger, k Kernel, open Opener) *loop {
 	}
 	l.shared = &shared{
 		log: log, kernel: k, stats: newStats(), control: new(control),
-		budget: budget{limit: maxQueued}, causes: causeHub{fetch: k.Causes},
+		budget: budget{limit: maxQueued}, causes: causeHub{fetch: k.Causes}, opening: make(chan struct{}, 1),
 		completed: func() {
 			if time.Since(time.Unix(0, l.asked.Load())) < askAgainAfter {
 				return

@@ -756,11 +756,13 @@ func TestMerge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		delete(w.loop.workers, w.filesystem)
+		w.loop.leaves, w.loop.settled = true, true
 		var groups atomic.Int32
 		w.loop.open = func(Superblock) (Group, error) {
 			if groups.Add(1) > 1 {
 				return nil, fmt.Errorf("too many: %w", unix.EMFILE)
 			}
+			time.Sleep(time.Second) // the others want one meanwhile
 			return fakeGroup{w}, nil
 		}
 		ctx, end := context.WithCancel(t.Context())
@@ -773,12 +775,19 @@ func TestMerge(t *testing.T) {
 		hangs := w.watchItem(3)
 		hangs.Device, hangs.Filesystem = 0x803, "fuse"
 		w.loop.dispatch(ctx, []genl.Item{other, requestItem(22, 2), hangs})
+		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		w.told("ack 3: EMFILE")
 		w.happens(1, fanotify.Create, "a")
 		w.wake <- struct{}{}
 		synctest.Wait()
 		w.told("22: +a")
+		w.loop.leave(ctx)
+		w.told("detach")
+		if n := len(w.loop.left.Parts); n != 1 {
+			t.Errorf("%d parts are left to the next daemon", n)
+		}
+		w.loop.left.Close()
 		w.loop.dispatch(ctx, []genl.Item{unwatchItem(1), unwatchItem(2)})
 		time.Sleep(2 * retireAfter)
 		synctest.Wait()

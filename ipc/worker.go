@@ -271,13 +271,9 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 func (l *worker) start(ctx context.Context, open Opener) bool {
 	for {
 		l.begin(&openingGroup)
-		group, err := open(l.filesystem)
+		err := l.openGroup(open)
 		l.end()
 		if err == nil {
-			if l.group = group; !MayHang(l.filesystem.Type) {
-				group.Leave(MayHang, l.watchApart)
-			}
-			l.started.Store(true)
 			return true
 		}
 		if errors.Is(err, unix.EMFILE) && l.merge(l) {
@@ -300,6 +296,24 @@ func (l *worker) start(ctx context.Context, open Opener) bool {
 		case <-l.wake:
 		}
 	}
+}
+
+// openGroup opens the worker's group. Of those that may share one, one opens it after
+// the other: who can have none finds the one that has it.
+func (l *worker) openGroup(open Opener) error {
+	if !MayHang(l.filesystem.Type) {
+		l.opening <- struct{}{}
+		defer func() { <-l.opening }()
+	}
+	group, err := open(l.filesystem)
+	if err != nil {
+		return err
+	}
+	if l.group = group; !MayHang(l.filesystem.Type) {
+		group.Leave(MayHang, l.watchApart)
+	}
+	l.started.Store(true)
+	return nil
 }
 
 // await says in readable when the group's queue is to be drained: at once for
