@@ -167,7 +167,9 @@ func (s *storm) prepare() {
 func (s *storm) mount(point string, args ...string) {
 	s.Helper()
 	s.ok(os.MkdirAll(point, 0o755))
-	s.ok(command(append(append([]string{"mount"}, args...), point)...))
+	s.ok(until(5*time.Second, func() error { // a loop device may be busy for a moment
+		return command(append(append([]string{"mount"}, args...), point)...)
+	}))
 	s.Cleanup(func() {
 		if err := until(long, func() error { return unix.Unmount(point, 0) }); err != nil {
 			s.Errorf("unmounting %s: %v", point, err)
@@ -664,6 +666,32 @@ const (
 
 func (s *storm) pause(ms int) { time.Sleep(time.Duration(s.IntN(ms)) * time.Millisecond) }
 
+// limited has a daemon live for a while with a limit of fanotify's, which it has from its start. It must say what that led to.
+func (s *storm) limited(name string, value int, says string, meanwhile func() error) error {
+	file := filepath.Join("/proc/sys/fs/fanotify", name)
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	said := func() (int, error) {
+		log, err := os.ReadFile(filepath.Join(results, "notifyd.log"))
+		return bytes.Count(log, []byte(says)), err
+	}
+	lines, err := said()
+	again := func(value []byte) error {
+		return errors.Join(os.WriteFile(file, value, 0), stopNotifyd(), startNotifyd())
+	}
+	err = errors.Join(err, again([]byte(fmt.Sprint(value))), until(long, func() error {
+		err := meanwhile()
+		n, err2 := said()
+		if err = errors.Join(err, err2); err == nil && n == lines {
+			err = fmt.Errorf("with %s = %d the daemon does not say that %s", name, value, says)
+		}
+		return err
+	}))
+	return errors.Join(err, again(before))
+}
+
 var blows []blow
 
 func init() { // one has others dealt with it
@@ -700,17 +728,14 @@ func init() { // one has others dealt with it
 			return errors.Join(err, daemon.Signal(syscall.SIGCONT))
 		}},
 		{name: "small queue", kind: seen, deal: func(s *storm) error {
-			const limit = "/proc/sys/fs/fanotify/max_queued_events"
-			before, err := os.ReadFile(limit)
-			if err != nil {
-				return err
-			}
-			again := func(value []byte) error {
-				return errors.Join(os.WriteFile(limit, value, 0), killNotifyd(), startNotifyd())
-			}
-			err = again([]byte("16"))
-			s.pause(1000)
-			return errors.Join(err, again(before))
+			return s.limited("max_queued_events", 16, "the fanotify queue overflowed", func() error {
+				s.fast.Store(true)
+				defer s.fast.Store(false)
+				daemon := server.notifyd.cmd.Process
+				err := daemon.Signal(syscall.SIGSTOP)
+				time.Sleep(300 * time.Millisecond)
+				return errors.Join(err, daemon.Signal(syscall.SIGCONT))
+			})
 		}},
 		{name: "overload", kind: seen, deal: func(s *storm) error { // by clients of which some do not ask, and some do not read, and a daemon that does neither
 			s.fast.Store(true)
@@ -782,18 +807,8 @@ func init() { // one has others dealt with it
 			s.pause(1500)
 			return errors.Join(err, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil))
 		}, late: 15 * time.Second}, // what could not be marked is tried again after 10 s
-		{name: "few groups", kind: cuts, deal: func(s *storm) error {
-			const limit = "/proc/sys/fs/fanotify/max_user_groups"
-			before, err := os.ReadFile(limit)
-			if err != nil {
-				return err
-			}
-			again := func(value []byte) error {
-				return errors.Join(os.WriteFile(limit, value, 0), killNotifyd(), startNotifyd())
-			}
-			err = again([]byte(fmt.Sprint(1 + s.IntN(3))))
-			s.pause(1000)
-			return errors.Join(err, again(before))
+		{name: "few groups", kind: cuts, deal: func(s *storm) error { // for four filesystems
+			return s.limited("max_user_groups", 1+s.IntN(3), "there can be no more fanotify groups", func() error { return nil })
 		}},
 		{name: "connections", kind: cuts, deal: func(s *storm) error {
 			for _, l := range s.listeners {
