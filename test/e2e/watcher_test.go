@@ -90,8 +90,9 @@ func startProgram(sub, program string, args ...string) (*watcher, error) {
 // Nothing before its first request is told, so it makes marks until one of them is.
 func (w *watcher) sync() ([]record, error) {
 	var got []record
-	for deadline := time.Now().Add(long); ; {
-		err := w.mark(500*time.Millisecond, &got)
+	limit := 500 * time.Millisecond
+	for deadline := time.Now().Add(long); ; limit *= 2 { // a machine that is slow may need longer
+		err := w.mark(limit, &got)
 		if err == nil {
 			break
 		}
