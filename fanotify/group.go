@@ -191,7 +191,7 @@ func (g *Group) openQueue() (*queue, error) {
 
 // reopen replaces a queue by an empty one without marks.
 func (g *Group) reopen(q *queue) error {
-	q.empty = monotonic()
+	q.empty = before()
 	// Threads are told apart for the sake of victim, and so merge less.
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME_TARGET|unix.FAN_REPORT_TID|
 		unix.FAN_UNLIMITED_MARKS|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
@@ -251,15 +251,12 @@ func (g *Group) Wait(ctx context.Context) error {
 			e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
 			unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
 		}
-		if g.mounts.poll() {
-			return true
-		}
 		n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
 		if err == unix.EINTR {
 			return true // a look too many costs one EAGAIN
 		}
 		g.asleep, polled = max(n, 0), err
-		return n > 0 || err != nil
+		return n > 0 || err != nil || g.mounts.poll() // of which asking anew may have kept epoll
 	})
 	if !stop() {
 		<-expired
@@ -353,7 +350,7 @@ func (g *Group) read(q *queue) error {
 	if len(q.buf) == 0 {
 		q.since = q.empty
 	}
-	defer func() { q.until = monotonic() }()
+	defer func() { q.until = after() }()
 	for {
 		if cap(q.buf)-len(q.buf) < minRead {
 			if len(q.buf) >= maxBatch {
@@ -362,7 +359,7 @@ func (g *Group) read(q *queue) error {
 			}
 			q.buf = slices.Grow(q.buf, max(len(q.buf), 16*minRead))
 		}
-		began := monotonic()
+		began := before()
 		n, err := unix.Read(q.fd, q.buf[len(q.buf):cap(q.buf)])
 		switch {
 		case err == unix.EINTR:
@@ -387,12 +384,26 @@ func (g *Group) readOn(q *queue) uint64 {
 	return q.told + uint64(len(q.buf))
 }
 
-// monotonic returns CLOCK_MONOTONIC, nanoseconds.
-func monotonic() int64 {
-	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
-	return ts.Nano()
-}
+// clock compares CLOCK_MONOTONIC with the one of package time, which takes no system
+// call: at began it was between from and to, nanoseconds.
+var clock = func() (c struct {
+	began    time.Time
+	from, to int64
+}) {
+	now := func() int64 {
+		var ts unix.Timespec
+		unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
+		return ts.Nano()
+	}
+	c.from, c.began, c.to = now(), time.Now(), now()
+	return c
+}()
+
+// before returns a CLOCK_MONOTONIC that is not later than now, nanoseconds.
+func before() int64 { return clock.from + int64(time.Since(clock.began)) }
+
+// after returns one that is not earlier.
+func after() int64 { return clock.to + int64(time.Since(clock.began)) }
 
 // Close closes the group, its watches and their directories.
 func (g *Group) Close() error {

@@ -222,8 +222,9 @@ type namespace struct {
 // 1, whence directories may come that are handed over.
 type mountTable struct {
 	namespaces []namespace
-	changed    atomic.Bool   // since refresh last looked
-	moves      atomic.Uint64 // how often they have
+	sources    []*mounts.Source // theirs
+	changed    atomic.Bool      // since refresh last looked
+	moves      atomic.Uint64    // how often they have
 }
 
 // open opens what there is; process 1 may be out of sight.
@@ -242,6 +243,7 @@ func (t *mountTable) open(g *Group) error {
 			return fmt.Errorf("opening %s: %w", name, err)
 		}
 		t.namespaces = append(t.namespaces, namespace{source, wake})
+		t.sources = append(t.sources, source)
 		if err := g.poll(wake, unix.EPOLLPRI); err != nil {
 			return err
 		}
@@ -259,11 +261,9 @@ func (t *mountTable) close() {
 // poll says whether mounts may have changed since refresh last looked. Wait
 // asks too.
 func (t *mountTable) poll() bool {
-	for _, n := range t.namespaces {
-		if n.Changed() {
-			t.changed.Store(true)
-			t.moves.Add(1)
-		}
+	if mounts.Changed(t.sources...) {
+		t.changed.Store(true)
+		t.moves.Add(1)
 	}
 	return t.changed.Load()
 }

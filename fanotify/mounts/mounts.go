@@ -240,17 +240,25 @@ func Open(name string) (*Source, error) {
 // Close closes the file.
 func (s *Source) Close() error { return unix.Close(s.fd) }
 
-// Changed says whether anything was mounted, moved or unmounted since it was
-// asked last, which is what poll(2) says of that file. Others may have it open too,
-// each is told by itself.
-func (s *Source) Changed() bool {
-	p := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLPRI}}
-	n, err := unix.Poll(p, 0)
-	changed := n > 0 || err != nil
-	if changed {
-		s.stale.Store(true)
+// Changed says whether anything of sources was mounted, moved or unmounted since it was
+// asked of that last, which is what poll(2) says of that file. Others may have it open
+// too, each is told by itself.
+func Changed(sources ...*Source) bool {
+	var buf [2]unix.PollFd // enough for those that there are
+	p := buf[:0]
+	for _, s := range sources {
+		p = append(p, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLPRI})
 	}
-	return changed
+	n, err := unix.Poll(p, 0)
+	if n == 0 && err == nil {
+		return false
+	}
+	for i, s := range sources {
+		if p[i].Revents != 0 || err != nil {
+			s.stale.Store(true)
+		}
+	}
+	return true
 }
 
 // Forget has the next Table read anew though nothing was mounted: the path of a mount

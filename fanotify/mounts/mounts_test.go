@@ -90,7 +90,7 @@ func TestSource(t *testing.T) {
 		}
 		return nil
 	}
-	s.Changed()
+	Changed(s)
 	if m := find(); m != nil {
 		t.Fatalf("%v is mounted", m)
 	}
@@ -99,7 +99,7 @@ func TestSource(t *testing.T) {
 		if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
 			t.Fatal(err)
 		}
-		if !s.Changed() || s.Changed() {
+		if !Changed(s) || Changed(s) {
 			t.Error("a mount is to be told of once")
 		}
 		is, err := Identify(unix.AT_FDCWD, dir)
@@ -116,7 +116,7 @@ func TestSource(t *testing.T) {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Fatal(err)
 		}
-		if !s.Changed() || find() != nil {
+		if !Changed(s) || find() != nil {
 			t.Error("not told that it was unmounted")
 		}
 	}
