@@ -52,6 +52,7 @@ const (
 // Attributes of items.
 const (
 	AItemsItem = 1
+	AItemsAll  = 2
 )
 
 // Attributes of an item within items.

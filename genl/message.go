@@ -153,7 +153,7 @@ var itemNeeds = map[ItemType]set{
 }
 
 // EncodeItems returns the attributes of a reply to next.
-func EncodeItems(items []Item) ([]byte, error) {
+func EncodeItems(items []Item, all bool) ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
 	for _, m := range items {
 		b, err := m.Encode()
@@ -162,23 +162,27 @@ func EncodeItems(items []Item) ([]byte, error) {
 		}
 		ae.Bytes(AItemsItem|netlink.Nested, b)
 	}
+	ae.Flag(AItemsAll, all)
 	return ae.Encode()
 }
 
 // DecodeItems decodes the attributes of a reply to next. The caller owns the FD
 // of every item that has one, also when there is an error. An item that is
-// malformed is an error and has Type 0; nothing but its FD counts then.
-func DecodeItems(b []byte) ([]Item, error) {
-	var items []Item
+// malformed is an error and has Type 0; nothing but its FD counts then. Without all
+// there may be more.
+func DecodeItems(b []byte) (items []Item, all bool, err error) {
 	var malformed error
-	_, err := decode(b, 0, func(ad *netlink.AttributeDecoder) {
-		if ad.Type() == AItemsItem {
+	_, err = decode(b, 0, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case AItemsItem:
 			item, err := DecodeItem(ad.Bytes())
 			items = append(items, item)
 			malformed = errors.Join(malformed, err)
+		case AItemsAll:
+			all = ad.Flag()
 		}
 	})
-	return items, errors.Join(malformed, err)
+	return items, all, errors.Join(malformed, err)
 }
 
 // DecodeItem decodes the attributes of an item. Its FD is the caller's whenever

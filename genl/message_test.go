@@ -73,11 +73,11 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 	for _, want := range [][]Item{nil, items} {
-		b, err := EncodeItems(want)
+		b, err := EncodeItems(want, len(want) > 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := DecodeItems(b); err != nil || !reflect.DeepEqual(got, want) {
+		if got, all, err := DecodeItems(b); err != nil || all != (len(want) > 1) || !reflect.DeepEqual(got, want) {
 			t.Errorf("items %+v came back as %+v, %v", want, got, err)
 		}
 	}
@@ -96,7 +96,7 @@ func TestDecodeItemsMalformed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := DecodeItems(b)
+	got, _, err := DecodeItems(b)
 	if want := []Item{items[0], {FD: -1}, {FD: 9}, items[4]}; !errors.Is(err, ErrMalformed) || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}

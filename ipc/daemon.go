@@ -88,18 +88,15 @@ func (d *Daemon) openBell() (socket, error) {
 // matter: one look too many costs one system call.
 func (d *Daemon) listen(ctx context.Context, bell socket, rings chan<- struct{}) error {
 	for {
-		_, _, err := bell.Receive()
-		var errno unix.Errno
+		err := bell.Wait()
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
 			d.log.Debug("doorbell overran") // it said something in any case
-		case errors.As(err, &errno):
-			return fmt.Errorf("listening for ksmbd: %w", err)
 		default:
-			d.log.Error("ignoring a message on the doorbell", "err", err)
+			return fmt.Errorf("listening for ksmbd: %w", err)
 		}
 		select {
 		case rings <- struct{}{}:

@@ -74,7 +74,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) Next() (items []genl.Item, err error) {
+func (w *world) Next() (items []genl.Item, more bool, err error) {
 	time.Sleep(w.slow)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -82,11 +82,11 @@ func (w *world) Next() (items []genl.Item, err error) {
 		next := w.items[0]
 		w.items = w.items[1:]
 		if err, ok := next.(error); ok {
-			return items, err
+			return items, len(w.items) > 0, err
 		}
 		items = append(items, next.(genl.Item))
 	}
-	return items, nil
+	return items, len(w.items) > 0, nil
 }
 
 func (w *world) Causes() (genl.Causes, error) {
@@ -261,17 +261,15 @@ func (w *world) served(items ...any) {
 // serveAll does what a conversation does, and then the worker what it is to do.
 func (w *world) serveAll() error {
 	for {
-		items, err := w.loop.fetch()
-		switch {
-		case errors.Is(err, genl.ErrMalformed), len(items) > 0:
-		case err != nil && !errors.Is(err, ErrRetry):
+		items, more, err := w.loop.fetch()
+		if err != nil && !errors.Is(err, genl.ErrMalformed) && !errors.Is(err, ErrRetry) {
 			return err
-		default:
-			w.loop.settle()
-			return w.worker.serve()
 		}
 		w.loop.dispatch(w.t.Context(), items)
-		if err := w.worker.serve(); err != nil {
+		if !more {
+			w.loop.settle()
+		}
+		if err := w.worker.serve(); err != nil || !more {
 			return err
 		}
 	}

@@ -55,11 +55,11 @@ var (
 
 // Kernel is ksmbd's side of the conversation, see ksmbd-notify.yaml.
 type Kernel interface {
-	// Next returns items that are queued, none if nothing is. The caller owns
-	// the items' FDs, also when there is an error: genl.ErrMalformed costs
-	// items that are not among those returned, ErrRetry may pass, and any
+	// Next returns items that are queued, and whether there may be more. The
+	// caller owns the items' FDs, also when there is an error: genl.ErrMalformed
+	// costs items that are not among those returned, ErrRetry may pass, and any
 	// other error ends the conversation.
-	Next() ([]genl.Item, error)
+	Next() (items []genl.Item, more bool, err error)
 	// Ack says that a watch or request item has been handled, or, with an
 	// errno, that its watch is not armed. It goes with what is said next.
 	Ack(id uint64, errno unix.Errno)
@@ -256,10 +256,10 @@ func (l *loop) end(stop context.CancelFunc) {
 
 // serve takes items from ksmbd until there are none.
 func (l *loop) serve(ctx, working context.Context) error {
-	l.again = false
 	for ctx.Err() == nil {
+		l.again = false
 		l.asked.Store(time.Now().UnixNano())
-		items, err := l.fetch()
+		items, more, err := l.fetch()
 		switch {
 		case err == nil:
 		case errors.Is(err, genl.ErrMalformed):
@@ -273,11 +273,11 @@ func (l *loop) serve(ctx, working context.Context) error {
 		default:
 			return err
 		}
-		if len(items) == 0 && err == nil {
+		l.dispatch(working, items)
+		if !more && !l.again {
 			l.settle()
 			return nil
 		}
-		l.dispatch(working, items)
 	}
 	return nil
 }
@@ -285,19 +285,17 @@ func (l *loop) serve(ctx, working context.Context) error {
 // fetch takes items from ksmbd, and more of them if a user seems to have too many
 // watches: that others have ended, ksmbd may tell later. An error that is met when there
 // are items already is left for the next time: these items must not be lost by it.
-func (l *loop) fetch() ([]genl.Item, error) {
-	items, err := l.kernel.Next()
-	for err == nil && len(items) > 0 && len(items) < maxFetched && l.crowded(items) {
-		var more []genl.Item
-		more, err = l.kernel.Next()
-		items = append(items, more...)
-		switch {
-		case errors.Is(err, genl.ErrMalformed): // the only one that does not come again
-		case err != nil, len(more) == 0:
-			return items, nil
+func (l *loop) fetch() (items []genl.Item, more bool, err error) {
+	items, more, err = l.kernel.Next()
+	for err == nil && more && len(items) < maxFetched && l.crowded(items) {
+		var others []genl.Item
+		others, more, err = l.kernel.Next()
+		items = append(items, others...)
+		if err != nil && !errors.Is(err, genl.ErrMalformed) { // which is the only one that does not come again
+			return items, true, nil
 		}
 	}
-	return items, err
+	return items, more, err
 }
 
 // crowded says whether somebody among items has one watch too many.

@@ -41,7 +41,6 @@ type socket interface {
 	SetReadBuffer(bytes int) error
 	SetWriteBuffer(bytes int) error
 	Execute(m genetlink.Message, family uint16, flags netlink.HeaderFlags) ([]genetlink.Message, error)
-	Receive() ([]genetlink.Message, []netlink.Message, error)
 	Close() error
 
 	// Send sends a datagram. All answers to it are there when it returns.
@@ -49,6 +48,9 @@ type socket interface {
 	// Recv receives one into b. EAGAIN says that there is none, ENOBUFS that
 	// some were lost.
 	Recv(b []byte) (int, error)
+	// Wait waits until there is something to receive, and drops it. ENOBUFS says
+	// that there was more.
+	Wait() error
 }
 
 // conn is the socket that is one. What is said all the time does without the
@@ -97,6 +99,18 @@ func (c *conn) Recv(b []byte) (n int, err error) {
 		err = unix.EMSGSIZE
 	}
 	return n, cmp.Or(ctlErr, err)
+}
+
+func (c *conn) Wait() error {
+	var b [1]byte
+	var err error
+	waitErr := c.raw.Read(func(fd uintptr) bool {
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, _, err = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
+		}
+		return err != unix.EAGAIN
+	})
+	return cmp.Or(waitErr, err)
 }
 
 // joinGroup makes s hear one multicast group of a family.
@@ -266,7 +280,7 @@ func (k *ksmbd) errOf(seq uint32) error {
 
 // Next implements Kernel. The descriptor of a watch belongs to this process
 // when it returns.
-func (k *ksmbd) Next() ([]genl.Item, error) {
+func (k *ksmbd) Next() (items []genl.Item, more bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	genl.EndMessage(k.out, k.begin(genl.CmdNext))
@@ -275,19 +289,20 @@ func (k *ksmbd) Next() ([]genl.Item, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
 		// The family's id is nobody's any more, or of a module loaded since.
-		return nil, fmt.Errorf("%w: %w", errLost, err)
+		return nil, false, fmt.Errorf("%w: %w", errLost, err)
 	case errors.As(err, &errno):
-		return nil, fmt.Errorf("%w: %w", ErrRetry, err)
+		return nil, false, fmt.Errorf("%w: %w", ErrRetry, err)
 	case err != nil: // replies out of step: only a new socket helps
-		return nil, fmt.Errorf("%w: %w", errLost, err)
+		return nil, false, fmt.Errorf("%w: %w", errLost, err)
 	}
-	items, err := genl.DecodeItems(reply)
+	items, all, err := genl.DecodeItems(reply)
+	more = len(items) > 0 && !all
 	return slices.DeleteFunc(items, func(item genl.Item) bool {
 		if item.Type == 0 && item.FD > 2 { // whatever is said, not the standard ones
 			unix.Close(item.FD)
 		}
 		return item.Type == 0
-	}), err
+	}), more, err
 }
 
 // Ack implements Kernel.

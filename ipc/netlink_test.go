@@ -122,12 +122,12 @@ func (s *fakeSocket) JoinGroup(id uint32) error {
 func (s *fakeSocket) SetReadBuffer(bytes int) error  { return nil }
 func (s *fakeSocket) SetWriteBuffer(bytes int) error { return nil }
 
-func (s *fakeSocket) Receive() ([]genetlink.Message, []netlink.Message, error) {
+func (s *fakeSocket) Wait() error {
 	select {
 	case err := <-s.rings:
-		return nil, nil, err
+		return err
 	case <-s.closed:
-		return nil, nil, &netlink.OpError{Op: "receive", Err: os.NewSyscallError("recvmsg", unix.EBADF)}
+		return &netlink.OpError{Op: "receive", Err: os.NewSyscallError("recvmsg", unix.EBADF)}
 	}
 }
 
@@ -236,7 +236,8 @@ func (s *fakeSocket) do(cmd uint8, family uint16, data []byte) (reply []byte, er
 			}
 		}
 		w.items = nil
-		return reply, 0
+		reply = binary.NativeEndian.AppendUint16(reply, 4)
+		return binary.NativeEndian.AppendUint16(reply, genl.AItemsAll), 0
 	case cmd == genl.CmdCauses:
 		return []byte{}, 0
 	case cmd == genl.CmdComplete:
@@ -431,7 +432,7 @@ func TestDaemonDoorbell(t *testing.T) {
 		g, _, end := w.running(false)
 		synctest.Wait()
 		w.said("register 30", "serving true")
-		for i, err := range []error{unix.ENOBUFS, errOther} {
+		for i, err := range []error{unix.ENOBUFS, nil} {
 			w.mu.Lock()
 			w.items = append(w.items, encoded(t, g.watchItem(uint64(i))))
 			w.ring(30, err)
@@ -448,6 +449,22 @@ func TestDaemonDoorbell(t *testing.T) {
 		if err := end(); !errors.Is(err, unix.EIO) {
 			t.Errorf("Run: %v", err)
 		}
+	})
+}
+
+// A request of no watch is acknowledged at once, though ksmbd has no more items to ask for.
+func TestDaemonUnknownWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30}
+		_, _, end := w.running(false)
+		synctest.Wait()
+		w.mu.Lock()
+		w.items = append(w.items, encoded(t, requestItem(7, 3)))
+		w.ring(30, nil)
+		w.mu.Unlock()
+		synctest.Wait()
+		w.said("register 30", "serving true", "ack 7: EPROTO")
+		w.end(end)
 	})
 }
 
@@ -527,7 +544,7 @@ func TestNextErrors(t *testing.T) {
 		{errOther, errLost},
 	} {
 		k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: failing{err: test.err}}
-		if _, err := k.Next(); !errors.Is(err, test.want) {
+		if _, _, err := k.Next(); !errors.Is(err, test.want) {
 			t.Errorf("%v becomes %v, want %v", test.err, err, test.want)
 		}
 	}
@@ -564,7 +581,7 @@ func TestCompletions(t *testing.T) {
 		}
 	}
 	k.Ack(9, 0)
-	if _, err := k.Next(); err != nil {
+	if _, _, err := k.Next(); err != nil {
 		t.Error(err)
 	}
 	k.Ack(10, 0)

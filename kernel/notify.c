@@ -41,27 +41,45 @@ void notify_item_put(struct notify_item *item)
 		notify_item_put(&watch->item);
 }
 
+/* Nobody waits for the daemon to learn of an end: it may hear of several at once. */
+#define NOTIFY_END_DELAY	(HZ / 100)
+
 /* The daemon is told by a work item: queueing happens under spinlocks. */
 static void notify_bell_work(struct work_struct *ws)
 {
-	if (ksmbd_notify_ring() == -ENOMEM)
+	bool waits;
+
+	spin_lock(&notify_lock);
+	waits = !list_empty(&notify_items) || !list_empty(&notify_ends);
+	spin_unlock(&notify_lock);
+	if (waits && ksmbd_notify_ring() == -ENOMEM)
 		queue_delayed_work(notify_wq, to_delayed_work(ws), HZ / 10);
 }
 
 static DECLARE_DELAYED_WORK(notify_bell, notify_bell_work);
+static bool notify_bell_held;	/* whoever has notify_lock will ring it */
+static bool notify_bell_due;	/* if it is to be rung */
 
 void notify_item_queue(struct notify_item *item, u32 type)
 {
+	struct list_head *queue = notify_queue(type);
+
 	lockdep_assert_held(&notify_lock);
 
-	if (list_empty(&notify_items) && list_empty(&notify_ends))
-		queue_delayed_work(notify_wq, &notify_bell, 0);
+	if (queue == &notify_ends)
+		queue_delayed_work(notify_wq, &notify_bell, NOTIFY_END_DELAY);
+	else if (!list_empty(queue))
+		; /* it has been rung */
+	else if (notify_bell_held)
+		notify_bell_due = true;
+	else
+		mod_delayed_work(notify_wq, &notify_bell, 0);
 	if (list_empty(&item->entry))
 		refcount_inc(&item->refs);
 	else if (item->type == type)
 		return;
 	item->type = type;
-	list_move_tail(&item->entry, notify_queue(type));
+	list_move_tail(&item->entry, queue);
 }
 
 void notify_item_unqueue(struct notify_item *item)
@@ -257,11 +275,13 @@ static void request_offer(struct ksmbd_notify_request *req)
 void ksmbd_notify_release(struct ksmbd_work *work)
 {
 	struct ksmbd_notify_request *req;
+	bool ring;
 
 	if (!work->notify_held)
 		return;
 
 	spin_lock(&notify_lock);
+	notify_bell_held = true;
 	while ((req = work->notify_held)) {
 		work->notify_held = req->held_next;
 		req->held_next = NULL;
@@ -270,10 +290,13 @@ void ksmbd_notify_release(struct ksmbd_work *work)
 			request_offer(req);
 		notify_request_send(req);
 	}
+	ring = notify_bell_due;
+	notify_bell_held = false;
+	notify_bell_due = false;
 	spin_unlock(&notify_lock);
 
 	/* The bell can be rung from here: that saves waking a worker. */
-	if (cancel_delayed_work(&notify_bell))
+	if (ring)
 		notify_bell_work(&notify_bell.work);
 }
 

@@ -38,11 +38,14 @@ struct ksmbd_work;
  * struct ksmbd_notify_conn - what a connection owes its client
  * @id:		of no other connection
  * @send:	requests of which something is to be sent, in order
- * @work:	sends them; the only place that begins to write notify responses
- * @out:	the request of which it is sending something
- * @delay:	in jiffies, until it tries again to
+ * @work:	sends them, if nobody else does
+ * @sending:	somebody does
+ * @spent:	requests that are answered, for @work to free
+ * @out:	the request of which something is being sent, of whoever does
+ * @delay:	in jiffies, until @work tries again to
  * @rest:	the response to be written before any other, perhaps in part
- *		already: set by @work or under srv_mutex, cleared under that
+ *		already: set by who is sending or under srv_mutex, cleared under
+ *		that
  * @stalled:	in jiffies, since when nothing could be written, or 0; under
  *		srv_mutex
  * @msg_flags:	for the transport, likewise
@@ -57,6 +60,8 @@ struct ksmbd_notify_conn {
 	u64			id;
 	struct list_head	send;
 	struct delayed_work	work;
+	bool			sending;
+	struct list_head	spent;
 	struct ksmbd_notify_request *out;
 	unsigned long		delay;
 	struct ksmbd_work	*rest;
@@ -111,7 +116,8 @@ int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags);
 /* For notify_netlink.c; daemon is the port id of the calling socket */
 int ksmbd_notify_register(u32 daemon, u32 *registrations);
 void ksmbd_notify_unregister(u32 daemon);
-int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max);
+int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max,
+		      bool *all);
 void ksmbd_notify_unnext(u32 daemon, struct ksmbd_notify_next *from, int n);
 int ksmbd_notify_ack(u32 daemon, u64 id, int err);
 int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told);

@@ -15,6 +15,8 @@ static u32 notify_registrations;		/* of all daemons so far */
 /* Of change records that wait to be sent: on a connection, and in all. */
 #define NOTIFY_MAX_CONN_BYTES	(2 * SMB3_MAX_IOSIZE)
 #define NOTIFY_MAX_BYTES	SZ_64M
+/* What is more is not encrypted and sent while the daemon waits. */
+#define NOTIFY_SEND_HERE	SZ_8K
 
 static void notify_offer_all(void)
 {
@@ -109,12 +111,14 @@ static struct notify_item *notify_item_pop(bool end)
  * @daemon:	port id of the calling socket
  * @to:		where to; the caller puts what it refers to
  * @max:	how many at most
+ * @all:	set to whether that is all there is
  *
  * What clients wait for goes first, but not all the time.
  *
  * Return:	how many, or -EPERM if @daemon is not registered
  */
-int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max)
+int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max,
+		      bool *all)
 {
 	struct ksmbd_notify_request *req;
 	struct notify_watch *watch;
@@ -155,6 +159,7 @@ int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max)
 			hash_add(notify_flight, &item->flight, item->id);
 		}
 	}
+	*all = list_empty(&notify_items) && list_empty(&notify_ends);
 out:
 	spin_unlock(&notify_lock);
 	return n;
@@ -271,6 +276,7 @@ static void watch_arm(struct notify_watch *watch)
 int ksmbd_notify_ack(u32 daemon, u64 id, int err)
 {
 	struct ksmbd_notify_request *req;
+	struct ksmbd_conn *conn = NULL;
 	struct notify_item *item;
 	int rc = -ENOENT;
 
@@ -293,10 +299,13 @@ int ksmbd_notify_ack(u32 daemon, u64 id, int err)
 	refcount_inc(&item->refs);
 	notify_item_land(item);
 	if (item_is_request(item)) {
+		req = item_request(item);
 		if (err)
-			watch_refuse(item_request(item)->watch, err);
+			watch_refuse(req->watch, err);
+		else if (!req->handled && notify_conn_claim(req->work->conn))
+			conn = req->work->conn;
 		/* One that was cancelled waits for this, whatever became of it. */
-		notify_request_promise(item_request(item));
+		notify_request_promise(req);
 	} else if (err) {
 		watch_refuse(item_watch(item), err);
 	} else {
@@ -305,6 +314,7 @@ int ksmbd_notify_ack(u32 daemon, u64 id, int err)
 	notify_item_put(item);
 out:
 	spin_unlock(&notify_lock);
+	notify_conn_send(conn);
 	return rc;
 }
 
@@ -398,6 +408,7 @@ void notify_request_withheld(struct ksmbd_notify_request *req)
 int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 {
 	struct ksmbd_notify_request *req, *oldest;
+	struct ksmbd_conn *conn = NULL;
 	int err = -ENOENT;
 
 	spin_lock(&notify_lock);
@@ -427,12 +438,17 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 	req->taken = true;
 	hash_del(&req->hash);
 	req->watch->promised = true;
-	told->dir = get_file(req->watch->dir);
+	if (told->below)
+		told->dir = get_file(req->watch->dir);
+	else if (told->room <= NOTIFY_SEND_HERE &&
+		 notify_conn_claim(req->work->conn))
+		conn = req->work->conn;
 	req->told = told;
 	notify_request_set_handled(req);
 	notify_request_send(req);
 	err = 0;
 out:
 	spin_unlock(&notify_lock);
+	notify_conn_send(conn);
 	return err;
 }

@@ -17,10 +17,10 @@
  * there to do so, or KSMBD_NOTIFY_ACK_TIMEOUT has passed: from then on
  * STATUS_PENDING may be sent. It is taken, once, by whoever ends it: the
  * daemon, CANCEL, CLOSE, deletion, teardown. All that is sent for it is sent
- * by its connection's work item, which also frees it after the final response.
- * There it is found out what the client's user may see of the records that the
- * daemon has given. If that is nothing, the request pends on and is offered to
- * the daemon once more.
+ * by its connection's work item, or by the daemon's own call where that waits
+ * for nothing. Before the final response it is found out what the client's user
+ * may see of the records that the daemon has given. If that is nothing, the
+ * request pends on and is offered to the daemon once more.
  *
  * Locks. notify_lock is innermost: it is taken under conn->request_lock, under
  * a file table's lock and under ci->m_lock, and no other lock is taken under
@@ -113,7 +113,8 @@ struct notify_record {
 
 /* What the daemon has completed a request with, until that is sent. */
 struct notify_told {
-	struct file		*dir;		/* the watched directory, a reference */
+	struct file		*dir;		/* the watched directory, a reference, if below */
+	bool			below;		/* some are of directories below it */
 	u32			status;		/* 0 or enum ksmbd_notify_status */
 	size_t			room;		/* bytes that a response may need */
 	size_t			length;		/* of the records */
@@ -232,6 +233,8 @@ void notify_told_free(struct notify_told *told);
 
 /* notify_send.c */
 void notify_request_send(struct ksmbd_notify_request *req);
+bool notify_conn_claim(struct ksmbd_conn *conn);
+void notify_conn_send(struct ksmbd_conn *conn);
 void notify_request_free(struct ksmbd_notify_request *req);
 
 /* notify_park.c */

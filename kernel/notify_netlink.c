@@ -182,6 +182,7 @@ static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 	struct ksmbd_notify_next *next;
 	struct sk_buff *msg;
 	int i, n, put, err;
+	bool all = false;
 	void *hdr;
 
 	/* First what may fail without an item in hand. */
@@ -194,7 +195,8 @@ static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 		return -ENOMEM;
 	}
 
-	n = ksmbd_notify_next(info->snd_portid, next, NOTIFY_NEXT_ITEMS);
+	n = ksmbd_notify_next(info->snd_portid, next, NOTIFY_NEXT_ITEMS,
+			      &all);
 	err = min(n, 0);
 	for (put = 0; put < n; put++) {
 		if (next[put].dir) {
@@ -213,6 +215,9 @@ static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 	if (put)
 		err = 0;
 	if (!err) {
+		/* Without, it asks once more. */
+		if (all && put == n)
+			nla_put_flag(msg, KSMBD_NOTIFY_A_ITEMS_ALL);
 		genlmsg_end(msg, hdr);
 		/* All is in place by the time that anybody can read it. */
 		err = genlmsg_reply(msg, info);
@@ -294,8 +299,10 @@ static int notify_add_record(struct notify_told *told,
 	record->action = nla_get_u32(tb[KSMBD_NOTIFY_A_RECORD_ACTION]);
 	record->name_length = nla_len(name);
 	record->handle_length = dir ? nla_len(dir) : 0;
-	if (dir)
+	if (dir) {
 		memcpy(record->data, fh, nla_len(dir));
+		told->below = true;
+	}
 	memcpy(record->data + ALIGN(record->handle_length, 4), nla_data(name),
 	       nla_len(name));
 	record->size = sizeof(*record) + ALIGN(record->handle_length, 4) +

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The responses to CHANGE_NOTIFY, sent by one work item a connection.
+ * The responses to CHANGE_NOTIFY. Those of a connection are sent by one at a time:
+ * its work item or, which saves waking that, the call of the daemon's by which they
+ * became fit to be sent.
  *
- * It waits neither for the client nor for who else sends to it: what the socket
+ * Neither waits for the client nor for who else sends to it: what the socket
  * does not take now is tried again later, until the client has taken nothing
  * for as long as ksmbd waits for one elsewhere.
  */
@@ -27,6 +29,28 @@ static void send_after(struct ksmbd_conn *conn, unsigned long delay)
 		ksmbd_conn_put(conn);
 }
 
+/**
+ * notify_conn_claim() - send the responses of a connection in this call
+ * @conn:	the connection, of which nothing is to be sent yet
+ *
+ * Where that may wait it is left to the work item.
+ *
+ * Return:	whether the caller is to, by notify_conn_send() after notify_lock
+ */
+bool notify_conn_claim(struct ksmbd_conn *conn)
+{
+	struct ksmbd_notify_conn *nc = &conn->notify;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (nc->sending || nc->out || !list_empty(&nc->send) ||
+	    conn->transport->ops->rdma_read)
+		return false;
+	nc->sending = true;
+	ksmbd_conn_get(conn);
+	return true;
+}
+
 /* Something of @req may have become fit to be sent. */
 void notify_request_send(struct ksmbd_notify_request *req)
 {
@@ -39,7 +63,8 @@ void notify_request_send(struct ksmbd_notify_request *req)
 		return;
 	if (list_empty(&req->send))
 		list_add_tail(&req->send, &conn->notify.send);
-	send_after(conn, 0);
+	if (!conn->notify.sending) /* or it is found there */
+		send_after(conn, 0);
 }
 
 /* Makes the response of @req what is to be sent. */
@@ -202,7 +227,8 @@ void notify_request_free(struct ksmbd_notify_request *req)
 	spin_unlock(&notify_lock);
 	spin_unlock(&conn->request_lock);
 
-	ksmbd_tree_connect_put(work->tcon);
+	if (work->tcon)
+		ksmbd_tree_connect_put(work->tcon);
 	ksmbd_user_session_put(work->sess);
 	ksmbd_free_work_struct(work);
 	kvfree(req->response);
@@ -233,8 +259,12 @@ static void request_end_told(struct ksmbd_notify_request *req,
 	spin_unlock(&notify_lock);
 }
 
-/* What of the requests of @conn is to be sent next is made ready. */
-static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
+/*
+ * What of the requests of @conn is to be sent next is made ready. If nothing is, or a
+ * filesystem would have to be asked in the daemon's call, the caller is done.
+ */
+static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
+					      bool called)
 {
 	struct ksmbd_notify_request *req;
 	struct notify_told *told;
@@ -244,6 +274,11 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 	while ((req = list_first_entry_or_null(&conn->notify.send,
 					       struct ksmbd_notify_request,
 					       send))) {
+		if (called && req->told && req->told->below) {
+			send_after(conn, 0);
+			req = NULL;
+			break;
+		}
 		list_del_init(&req->send);
 		interim = !req->interim && !req->refused;
 		/* It may have been on the list already when CLOSE held it. */
@@ -258,6 +293,8 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 		request_end_told(req, told);
 		spin_lock(&notify_lock);
 	}
+	if (!req)
+		conn->notify.sending = false;
 	spin_unlock(&notify_lock);
 
 	/* A client must not wait for a response that was lost. */
@@ -267,44 +304,97 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 	return req;
 }
 
-/* What conn_next() has made ready has been written, or cannot be any more. */
-static void request_sent(struct ksmbd_notify_request *req)
+/* Drops what @work holds, unless that ends it: it may close files then. */
+static bool work_drop(struct ksmbd_work *work)
 {
-	if (req->final) {
+	if (!atomic_add_unless(&work->sess->refcnt, -1, 1))
+		return false;
+	work->sess = NULL;
+	if (!atomic_add_unless(&work->tcon->refcount, -1, 1))
+		return false;
+	work->tcon = NULL;
+	return true;
+}
+
+/* What conn_next() has made ready has been written, or cannot be any more. */
+static void request_sent(struct ksmbd_notify_request *req, bool called)
+{
+	struct ksmbd_conn *conn = req->work->conn;
+
+	if (req->final && (!called || work_drop(req->work))) {
 		notify_request_free(req);
 		return;
 	}
 	spin_lock(&notify_lock);
+	if (req->final) {
+		list_add(&req->send, &conn->notify.spent);
+		send_after(conn, 0);
+		spin_unlock(&notify_lock);
+		return;
+	}
 	req->interim = true;
 	if ((req->done || req->told) && list_empty(&req->send))
-		list_add(&req->send, &req->work->conn->notify.send);
+		list_add(&req->send, &conn->notify.send);
 	spin_unlock(&notify_lock);
 }
 
-/* Runs for one connection at a time, so that responses keep their order. */
-static void notify_conn_work(struct work_struct *ws)
+/* Sends what there is, by who alone does, so that responses keep their order. */
+static void conn_send(struct ksmbd_conn *conn, bool called)
 {
-	struct ksmbd_notify_conn *nc =
-		container_of(to_delayed_work(ws), struct ksmbd_notify_conn, work);
-	struct ksmbd_conn *conn = container_of(nc, struct ksmbd_conn, notify);
+	struct ksmbd_notify_conn *nc = &conn->notify;
 	struct ksmbd_notify_request *req;
 	int rc;
 
-	while ((req = nc->out ?: conn_next(conn))) {
+	while ((req = nc->out ?: conn_next(conn, called))) {
 		nc->out = req;
 		rc = request_write(req);
 		if (rc == -EAGAIN) {
 			nc->delay = clamp(2 * nc->delay, 1, SEND_MAX_DELAY);
+			spin_lock(&notify_lock);
+			nc->sending = false;
 			send_after(conn, nc->delay);
-			break;
+			spin_unlock(&notify_lock);
+			return;
 		}
 		if (rc)
 			ksmbd_conn_abort(conn);
 		nc->delay = 0;
 		nc->out = NULL;
-		request_sent(req);
+		request_sent(req, called);
 	}
+}
 
+/**
+ * notify_conn_send() - send the responses of a connection
+ * @conn:	what notify_conn_claim() has given to the caller, or NULL
+ */
+void notify_conn_send(struct ksmbd_conn *conn)
+{
+	if (!conn)
+		return;
+	conn_send(conn, true);
+	ksmbd_conn_put(conn);
+}
+
+static void notify_conn_work(struct work_struct *ws)
+{
+	struct ksmbd_notify_conn *nc =
+		container_of(to_delayed_work(ws), struct ksmbd_notify_conn, work);
+	struct ksmbd_conn *conn = container_of(nc, struct ksmbd_conn, notify);
+	struct ksmbd_notify_request *req, *tmp;
+	LIST_HEAD(spent);
+	bool sends;
+
+	spin_lock(&notify_lock);
+	list_splice_init(&nc->spent, &spent);
+	sends = !nc->sending;
+	nc->sending = true;
+	spin_unlock(&notify_lock);
+
+	list_for_each_entry_safe(req, tmp, &spent, send)
+		notify_request_free(req);
+	if (sends)
+		conn_send(conn, false);
 	ksmbd_conn_put(conn);
 }
 
@@ -314,6 +404,7 @@ void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
 
 	nc->id = atomic64_inc_return(&last_id);
 	INIT_LIST_HEAD(&nc->send);
+	INIT_LIST_HEAD(&nc->spent);
 	INIT_DELAYED_WORK(&nc->work, notify_conn_work);
 }
 
@@ -322,7 +413,8 @@ static bool conn_owes(struct ksmbd_conn *conn)
 	bool owes;
 
 	spin_lock(&notify_lock);
-	owes = READ_ONCE(conn->notify.out) || !list_empty(&conn->notify.send);
+	owes = conn->notify.sending || READ_ONCE(conn->notify.out) ||
+	       !list_empty(&conn->notify.send);
 	spin_unlock(&notify_lock);
 	return owes;
 }

@@ -149,17 +149,17 @@ type client struct {
 }
 
 // Next implements ipc.Kernel.
-func (c *client) Next() ([]genl.Item, error) {
+func (c *client) Next() (items []genl.Item, more bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	item := genl.Item{WatchID: 1, FD: -1, BufferLength: watchBuffer}
 	switch {
 	case c.end != nil:
-		return nil, c.end
+		return nil, false, c.end
 	case c.next == 0:
 		fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.dir, err)
+			return nil, false, fmt.Errorf("%s: %w", c.dir, err)
 		}
 		item.Type = genl.ItemTypeWatch
 		item.FD, item.Filter, item.Tree = fd, uint32(c.filter), c.tree
@@ -169,10 +169,10 @@ func (c *client) Next() ([]genl.Item, error) {
 		item.RequestID = c.next
 		c.pending = true
 	default:
-		return nil, nil
+		return nil, false, nil
 	}
 	c.next++
-	return []genl.Item{item}, nil
+	return []genl.Item{item}, true, nil
 }
 
 // kindOf returns the type of the filesystem that a directory is on.

@@ -309,7 +309,7 @@ func (d *standIn) requests() (requests []genl.Item) {
 		m := genetlink.Message{Header: genetlink.Header{Command: genl.CmdNext, Version: d.Version}}
 		replies, err := d.Execute(m, d.ID, netlink.Request)
 		d.ok(err)
-		items, err := genl.DecodeItems(replies[0].Data)
+		items, _, err := genl.DecodeItems(replies[0].Data)
 		d.ok(err)
 		if len(items) == 0 {
 			return requests
