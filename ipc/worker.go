@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -24,9 +25,15 @@ import (
 )
 
 const (
-	// gap is the least time between two reads of the fanotify queue, unless
-	// ksmbd asks. Reading each event as it comes costs six times as much.
+	// gap is the time after clients were told until the fanotify queue is read
+	// again, unless ksmbd asks: what happens meanwhile they are told together.
 	gap = 2 * time.Millisecond
+
+	// What concerns nobody is read as it comes, so that what does is told at once,
+	// but not for more than one part in share of the time: to read each event by
+	// itself costs six times as much. A burst of up to maxCredit may take longer.
+	share     = 8
+	maxCredit = time.Millisecond
 
 	// stuckAfter is when a filesystem that has not answered is spoken of.
 	stuckAfter = 2 * time.Second
@@ -96,7 +103,8 @@ type worker struct {
 
 	since atomic.Int64 // when the worker began what it is about, in ns of Unix time; else 0
 	what  atomic.Pointer[string]
-	alarm *time.Timer
+	alarm *time.Timer // speak, as long as armed
+	armed atomic.Bool
 	stuck atomic.Bool // and somebody was told
 
 	guests  atomic.Int32 // mounts that are watched for other workers
@@ -108,7 +116,9 @@ type worker struct {
 	trees   int               // of the watches
 	waiting map[uint64]*watch // by id of a pending request
 	outbox  []outgoing
-	eager   bool // the next completion is the first
+	eager   bool          // the next completion is the first
+	credit  time.Duration // for how long the queue may be read
+	counted time.Time     // until when that is right
 	causes  causes
 	read    time.Time // when what is told now was there to be read
 	last    lastChange
@@ -152,6 +162,7 @@ func newWorker(s *shared, fs Superblock, before *worker, c conversation) *worker
 		wake: make(chan struct{}, 1), watches: make(map[uint64]*watch), waiting: make(map[uint64]*watch),
 	}
 	w.causes = causes{hub: &s.causes, wake: w.poke}
+	w.alarm = time.AfterFunc(math.MaxInt64, w.speak)
 	return w
 }
 
@@ -224,9 +235,9 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
-	readable := make(chan struct{})
+	readable, pause := make(chan struct{}), make(chan time.Duration, 1)
 	await := make(chan error, 1)
-	go func() { await <- l.await(ctx, readable) }()
+	go func() { await <- l.await(ctx, readable, pause) }()
 	defer func() {
 		cancel()
 		if await != nil {
@@ -248,7 +259,9 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 		case <-l.retry:
 			l.again()
 		case <-readable:
+			began := time.Now()
 			err = l.drain()
+			pause <- l.rest(began)
 		case <-idle.C:
 			if l.retire(l) {
 				return nil
@@ -316,11 +329,25 @@ func (l *worker) openGroup(open Opener) error {
 	return nil
 }
 
-// await says in readable when the group's queue is to be drained: at once for
-// the first event, then after a gap.
-func (l *worker) await(ctx context.Context, readable chan<- struct{}) error {
-	pause := time.NewTimer(gap)
-	defer pause.Stop()
+// rest returns for how long the queue is to be left alone after it was drained.
+func (l *worker) rest(began time.Time) time.Duration {
+	now := time.Now()
+	l.credit = min(l.credit+now.Sub(l.counted)/share, maxCredit) - now.Sub(began)
+	l.counted = now
+	switch {
+	case !l.eager: // somebody was told
+		return gap
+	case l.credit < 0:
+		return min(-l.credit*share, gap)
+	}
+	return 0
+}
+
+// await says in readable when the group's queue is to be drained, at once after a
+// pause that it is told of.
+func (l *worker) await(ctx context.Context, readable chan<- struct{}, pause <-chan time.Duration) error {
+	timer := time.NewTimer(gap)
+	defer timer.Stop()
 	for {
 		if err := l.group.Wait(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -334,9 +361,17 @@ func (l *worker) await(ctx context.Context, readable chan<- struct{}) error {
 		case <-ctx.Done():
 			return nil
 		}
-		pause.Reset(gap)
 		select {
-		case <-pause.C:
+		case rest := <-pause:
+			if rest == 0 {
+				continue
+			}
+			timer.Reset(rest)
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-timer.C:
 		case <-ctx.Done():
 			return nil
 		}
@@ -355,15 +390,12 @@ var (
 func (l *worker) begin(what *string) {
 	l.what.Store(what)
 	l.since.Store(time.Now().UnixNano())
-	if l.alarm == nil {
-		l.alarm = time.AfterFunc(stuckAfter, l.speak)
-		return
+	if !l.armed.Swap(true) { // once in a while: to set a timer may take waking another thread
+		l.alarm.Reset(stuckAfter)
 	}
-	l.alarm.Reset(stuckAfter)
 }
 
 func (l *worker) end() {
-	l.alarm.Stop()
 	since := time.Unix(0, l.since.Swap(0))
 	if l.stuck.Swap(false) {
 		l.log.Info("a filesystem answers again", "filesystem", l.filesystem.Type, "device", l.filesystem.Device, "after", time.Since(since))
@@ -379,10 +411,18 @@ func (l *worker) doing() *Doing {
 	return &Doing{time.Unix(0, since), *l.what.Load()}
 }
 
-// speak says that the filesystem does not answer.
+// speak says that the filesystem does not answer, if it does not.
 func (l *worker) speak() {
+	l.armed.Store(false)
+	since := l.since.Load()
+	if since == 0 {
+		return
+	}
 	doing := l.doing()
-	if doing == nil {
+	if doing == nil { // it has begun after the alarm was set
+		if !l.armed.Swap(true) {
+			l.alarm.Reset(time.Until(time.Unix(0, since).Add(stuckAfter)))
+		}
 		return
 	}
 	l.stuck.Store(true)
