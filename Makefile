@@ -12,7 +12,7 @@
 # make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
-# make bench-smb    what clients wait for, beside the distribution's smbd in the same guest; SMB=short takes three minutes
+# make bench-smb    what clients wait for, beside the distribution's smbd in the same guest; SMB=short takes two minutes
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make test-release a release, its tarball, packages and apt repository
 # make test-cross   ksmbd.ko is built for arm64, and for 32-bit big-endian PowerPC

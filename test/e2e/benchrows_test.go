@@ -667,7 +667,7 @@ func (b *benchRun) smbCreation(ctx context.Context) error {
 		round++
 		for i, c := range conns {
 			wg.Go(func() {
-				for j := range b.sizes.creates / 20 {
+				for j := range b.sizes.files {
 					f, err := c.create(ctx, fmt.Sprintf(`bench\c%d-%d-%d`, round, i, j))
 					if err == nil {
 						err = f.Close(ctx)
@@ -691,9 +691,17 @@ func (b *benchRun) slowed(ctx context.Context, name string, work func() error) e
 		err := work()
 		return time.Since(start), err
 	}
+	// Both servers look through a directory for a name that is not there: it begins as empty each time.
+	empty := func() error {
+		files, err := os.ReadDir(b.dir)
+		for _, f := range files {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(b.dir, f.Name())))
+		}
+		return err
+	}
 	for _, watchers := range []int{1, b.sizes.watchers} {
 		alone, err := timed()
-		if err != nil {
+		if err = errors.Join(err, empty()); err != nil {
 			return err
 		}
 		followers, stop, err := b.follow(ctx, watchers, true)
@@ -703,7 +711,7 @@ func (b *benchRun) slowed(ctx context.Context, name string, work func() error) e
 		watched, err := timed()
 		calm(ctx, followers)
 		stop()
-		if err != nil {
+		if err = errors.Join(err, empty()); err != nil {
 			return err
 		}
 		b.add(fmt.Sprintf("%s, slowed by %d watchers", name, watchers), "×", watched.Seconds()/alone.Seconds())

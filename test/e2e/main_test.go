@@ -19,6 +19,7 @@ var (
 	daemon  = flag.String("daemon", "/rig/ksmbd-notifyd", "ksmbd-notifyd to start; empty: none")
 	fsType  = flag.String("fs", "tmpfs", "file system of the share: tmpfs, ext4, xfs, btrfs, vfat, overlay")
 	cifsDir = flag.String("cifs-notify", "", "only watch a directory of a mounted share")
+	quiet   = flag.Bool("quiet", false, "the daemon logs no more than users have it log: what is measured is not logging")
 	demo    = flag.Bool("demo", false, "only show side by side what is done and what a client is told")
 
 	smbtorture = flag.String("smbtorture", "smbtorture", "Samba's smbtorture")
@@ -29,6 +30,8 @@ var (
 	regression = flag.String("regression", ".", "names of the smbtorture tests to record, a regular expression")
 	baseline   = flag.String("baseline", "", "what was recorded with the stock module, to compare ours with")
 	benchForm  = flag.String("bench-smb", "", "only measure ours beside smbd: short or full")
+	benchParts = flag.String("bench-parts", "", "only those parts of it, a regular expression")
+	benchClock = flag.String("bench-clock", "", "what there is to say of time there")
 	benchTimes = flag.Int("bench-rounds", 5, "in so many rounds")
 	recordTo   = flag.String("record", "", "only run smbtorture tests and record in this file which pass")
 )

@@ -403,7 +403,7 @@ func startNotifyd(stored ...*os.File) error {
 	argv := []string{"nice", "-n", "-10",
 		"setpriv", fmt.Sprintf("--reuid=%d", daemonUser), fmt.Sprintf("--regid=%d", daemonUser), "--clear-groups", "--no-new-privs",
 		"--inh-caps=" + daemonCaps, "--ambient-caps=" + daemonCaps, "--bounding-set=" + daemonCaps, *daemon, "-n"}
-	if !server.quiet {
+	if !server.quiet && !*quiet {
 		argv = append(argv, "-vv")
 	}
 	variables := []string{"NOTIFY_SOCKET=" + systemdSocket}

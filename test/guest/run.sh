@@ -6,7 +6,8 @@
 # Fails when the command does, and also when the guest does not report in SECONDS or its kernel complains.
 # The guest is QEMU without KVM, with CPUS processors (2) and, in its root, the cpio archive OVERLAY too. With DEBUG=DIR its
 # kernel is DIR/bzImage, see debug.sh. With DISK=DIR it is the system on DIR/root.img instead, booted by DIR's vmlinuz and
-# initrd.img of DIR's release, where a service runs test/guest/job, see test/install/root.sh.
+# initrd.img of DIR's release, where a service runs test/guest/job, see test/install/root.sh. With ICOUNT, as qemu's -icount
+# has it, its clock counts what its processors execute, in turns: what it measures is the same on a busy machine.
 set -euo pipefail
 
 build=$(realpath "$1")
@@ -50,7 +51,9 @@ start_qemu() {
 	fi
 	# On two emulated processors that run at once, 7.3 sometimes panics or hangs before its init.
 	case $(cat "${DISK:-$build/linux}/release") in 7.*) thread=single ;; esac
-	timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=$thread -cpu max -M q35 -smp "${CPUS:-2}" -m $memory \
+	local clock=()
+	[ -z "${ICOUNT:-}" ] || { clock=(-icount "$ICOUNT"); thread=single; }
+	timeout -k 5 "$limit" qemu-system-x86_64 "${clock[@]}" -accel tcg,thread=$thread -cpu max -M q35 -smp "${CPUS:-2}" -m $memory \
 		-nodefaults -display none -no-reboot -serial "file:$out/console.log" \
 		-device virtio-serial-pci \
 		-chardev "file,id=log,path=$out/test.log" -device virtserialport,chardev=log,name=log \

@@ -29,7 +29,7 @@ guest() {
 		"$here/../../genl/ksmbd-notify.yaml" "${also[@]}" ${DEBUG:+"$DEBUG/functions"} -- \
 		${COVER:+env GOCOVERDIR=/out/cover} /rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
 		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}" \
-		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}" \
+		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}" ${QUIET:-} \
 		-soak "${FOR:-1m}" -blows "${BLOWS:-.*}" -watches "${WATCHES:-4}" ${LOUD:+-loud}
 	[ -z "${COVER:-}" ] || cp -r "$build/guest/out/$1/cover" "$COVER/guest"
 }
@@ -51,7 +51,7 @@ skip+='|TestFuzzAllocations' # it wants failslab
 # busy machine in 1 of 10. On one the daemon comes first, by its priority.
 case $RUN in
 *Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$RUN" "$skip" ;;
-*Starve*) guest "$name-starve" 3600 "$RUN" "$skip" ;;
+*Starve*) QUIET=-quiet guest "$name-starve" 3600 "$RUN" "$skip" ;;
 *Soak*) guest "$name-soak" $(($(seconds "${FOR:-1m}") + 900)) "$RUN" "$skip" ;;
 *) guest "$name" 1500 "$RUN" "$skip|TestTorture|TestStarve" ;;
 esac
