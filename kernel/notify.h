@@ -39,8 +39,9 @@ struct ksmbd_work;
  * @id:		of no other connection
  * @send:	requests of which something is to be sent, in order
  * @work:	sends them, if nobody else does
+ * @see:	does so where a filesystem has to be asked before
  * @sending:	somebody does
- * @spent:	requests that are answered, for @work to free
+ * @spent:	requests that are answered, for @see to free
  * @out:	the request of which something is being sent, of whoever does
  * @delay:	in jiffies, until @work tries again to
  * @rest:	the response to be written before any other, perhaps in part
@@ -60,6 +61,7 @@ struct ksmbd_notify_conn {
 	u64			id;
 	struct list_head	send;
 	struct delayed_work	work;
+	struct work_struct	see;
 	bool			sending;
 	struct list_head	spent;
 	struct ksmbd_notify_request *out;

@@ -17,7 +17,7 @@
  * there to do so, or KSMBD_NOTIFY_ACK_TIMEOUT has passed: from then on
  * STATUS_PENDING may be sent. It is taken, once, by whoever ends it: the
  * daemon, CANCEL, CLOSE, deletion, teardown. All that is sent for it is sent
- * by its connection's work item, or by the daemon's own call where that waits
+ * by its connection's work items, or by the daemon's own call where that waits
  * for nothing. Before the final response it is found out what the client's user
  * may see of the records that the daemon has given. If that is nothing, the
  * request pends on and is offered to the daemon once more.
@@ -180,6 +180,7 @@ extern unsigned long notify_progress;		/* when it last did an item */
 extern size_t notify_bytes;			/* of change records that wait to be sent */
 extern struct workqueue_struct *notify_wq;	/* for what never waits */
 extern struct workqueue_struct *notify_send_wq;	/* sends over TCP, which does not either */
+extern struct workqueue_struct *notify_see_wq;	/* asks filesystems, which may hang */
 extern struct workqueue_struct *notify_rdma_wq;	/* sends over RDMA, which does */
 
 static inline struct notify_watch *item_watch(struct notify_item *item)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The responses to CHANGE_NOTIFY. Those of a connection are sent by one at a time:
- * its work item or, which saves waking that, the call of the daemon's by which they
- * became fit to be sent.
+ * its work items or, which saves waking these, the call of the daemon's by which they
+ * became fit to be sent. Where a filesystem has to be asked, one that hangs is to hold
+ * up nobody else: that has a work item to itself.
  *
- * Neither waits for the client nor for who else sends to it: what the socket
+ * None waits for the client nor for who else sends to it: what the socket
  * does not take now is tried again later, until the client has taken nothing
  * for as long as ksmbd waits for one elsewhere.
  */
@@ -26,6 +27,14 @@ static void send_after(struct ksmbd_conn *conn, unsigned long delay)
 
 	ksmbd_conn_get(conn);
 	if (mod_delayed_work(wq, &conn->notify.work, delay))
+		ksmbd_conn_put(conn);
+}
+
+/* Has what asks a filesystem run, likewise. */
+static void see(struct ksmbd_conn *conn)
+{
+	ksmbd_conn_get(conn);
+	if (!queue_work(notify_see_wq, &conn->notify.see))
 		ksmbd_conn_put(conn);
 }
 
@@ -261,10 +270,10 @@ static void request_end_told(struct ksmbd_notify_request *req,
 
 /*
  * What of the requests of @conn is to be sent next is made ready. If nothing is, or a
- * filesystem would have to be asked in the daemon's call, the caller is done.
+ * filesystem would have to be asked and the caller is not who @sees, it is done.
  */
 static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
-					      bool called)
+					      bool sees)
 {
 	struct ksmbd_notify_request *req;
 	struct notify_told *told;
@@ -274,8 +283,8 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
 	while ((req = list_first_entry_or_null(&conn->notify.send,
 					       struct ksmbd_notify_request,
 					       send))) {
-		if (called && req->told && req->told->below) {
-			send_after(conn, 0);
+		if (!sees && req->told && req->told->below) {
+			see(conn);
 			req = NULL;
 			break;
 		}
@@ -317,18 +326,18 @@ static bool work_drop(struct ksmbd_work *work)
 }
 
 /* What conn_next() has made ready has been written, or cannot be any more. */
-static void request_sent(struct ksmbd_notify_request *req, bool called)
+static void request_sent(struct ksmbd_notify_request *req, bool sees)
 {
 	struct ksmbd_conn *conn = req->work->conn;
 
-	if (req->final && (!called || work_drop(req->work))) {
+	if (req->final && (sees || work_drop(req->work))) {
 		notify_request_free(req);
 		return;
 	}
 	spin_lock(&notify_lock);
 	if (req->final) {
 		list_add(&req->send, &conn->notify.spent);
-		send_after(conn, 0);
+		see(conn);
 		spin_unlock(&notify_lock);
 		return;
 	}
@@ -339,13 +348,13 @@ static void request_sent(struct ksmbd_notify_request *req, bool called)
 }
 
 /* Sends what there is, by who alone does, so that responses keep their order. */
-static void conn_send(struct ksmbd_conn *conn, bool called)
+static void conn_send(struct ksmbd_conn *conn, bool sees)
 {
 	struct ksmbd_notify_conn *nc = &conn->notify;
 	struct ksmbd_notify_request *req;
 	int rc;
 
-	while ((req = nc->out ?: conn_next(conn, called))) {
+	while ((req = nc->out ?: conn_next(conn, sees))) {
 		nc->out = req;
 		rc = request_write(req);
 		if (rc == -EAGAIN) {
@@ -360,7 +369,7 @@ static void conn_send(struct ksmbd_conn *conn, bool called)
 			ksmbd_conn_abort(conn);
 		nc->delay = 0;
 		nc->out = NULL;
-		request_sent(req, called);
+		request_sent(req, sees);
 	}
 }
 
@@ -372,30 +381,46 @@ void notify_conn_send(struct ksmbd_conn *conn)
 {
 	if (!conn)
 		return;
-	conn_send(conn, true);
+	conn_send(conn, false);
+	ksmbd_conn_put(conn);
+}
+
+/* Sends what there is, if nobody does, and gives back the work item's reference. */
+static void conn_work(struct ksmbd_conn *conn, bool sees)
+{
+	bool sends;
+
+	spin_lock(&notify_lock);
+	sends = !conn->notify.sending;
+	conn->notify.sending = true;
+	spin_unlock(&notify_lock);
+	if (sends)
+		conn_send(conn, sees);
 	ksmbd_conn_put(conn);
 }
 
 static void notify_conn_work(struct work_struct *ws)
 {
-	struct ksmbd_notify_conn *nc =
-		container_of(to_delayed_work(ws), struct ksmbd_notify_conn, work);
-	struct ksmbd_conn *conn = container_of(nc, struct ksmbd_conn, notify);
+	struct ksmbd_conn *conn = container_of(to_delayed_work(ws),
+					       struct ksmbd_conn, notify.work);
+
+	/* Sending over RDMA waits in any case. */
+	conn_work(conn, conn->transport->ops->rdma_read);
+}
+
+static void notify_conn_see(struct work_struct *ws)
+{
+	struct ksmbd_conn *conn = container_of(ws, struct ksmbd_conn,
+					       notify.see);
 	struct ksmbd_notify_request *req, *tmp;
 	LIST_HEAD(spent);
-	bool sends;
 
 	spin_lock(&notify_lock);
-	list_splice_init(&nc->spent, &spent);
-	sends = !nc->sending;
-	nc->sending = true;
+	list_splice_init(&conn->notify.spent, &spent);
 	spin_unlock(&notify_lock);
-
 	list_for_each_entry_safe(req, tmp, &spent, send)
 		notify_request_free(req);
-	if (sends)
-		conn_send(conn, false);
-	ksmbd_conn_put(conn);
+	conn_work(conn, true);
 }
 
 void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
@@ -406,6 +431,7 @@ void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
 	INIT_LIST_HEAD(&nc->send);
 	INIT_LIST_HEAD(&nc->spent);
 	INIT_DELAYED_WORK(&nc->work, notify_conn_work);
+	INIT_WORK(&nc->see, notify_conn_see);
 }
 
 static bool conn_owes(struct ksmbd_conn *conn)
