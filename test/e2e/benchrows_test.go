@@ -326,13 +326,13 @@ func (b *benchRun) smbChange(ctx context.Context) error {
 
 // many opens so many handles on as many connections and has a request pend on each.
 func (b *benchRun) many(ctx context.Context, handles, connections int, name func(int) string) (calls []*smb2.Call, files []*smb2.File, pending time.Duration, end func(), err error) {
-	conns, end, err := b.connectAll(ctx, connections)
+	conns, closeAll, err := b.connectAll(ctx, connections)
 	if err != nil {
 		return nil, nil, 0, nil, err
 	}
 	defer func() {
 		if err != nil {
-			end()
+			closeAll()
 		}
 	}()
 	for i := range handles {
@@ -363,7 +363,7 @@ func (b *benchRun) many(ctx context.Context, handles, connections int, name func
 			}
 		}
 	}
-	return calls, files, time.Since(start), end, nil
+	return calls, files, time.Since(start), closeAll, nil
 }
 
 // tellAll makes a change and returns when the first and the last were told.

@@ -125,12 +125,18 @@ var server struct {
 }
 
 func setUp() error {
-	for _, do := range []func() error{makeShare, configure, hangAfter, loadModule, startMountd, func() error { return startNotifyd() }} {
+	for _, do := range []func() error{allowFiles, makeShare, configure, hangAfter, loadModule, startMountd, func() error { return startNotifyd() }} {
 		if err := do(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// allowFiles lets what is started have as many open files as systemd does.
+func allowFiles() error {
+	const many = 524288
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: many, Max: many})
 }
 
 // tearDown stops everything and unloads the module, each within a bounded time. Nothing that it had is left then.
