@@ -443,7 +443,7 @@ func (l *loop) retire(w *worker) bool {
 // merge implements conversation. Filesystems that may hang are never together with
 // others.
 func (l *loop) merge(w *worker) bool {
-	l.log.Warn("there can be no more fanotify groups: raise fs.fanotify.max_user_groups", "filesystem", w.filesystem.Type, "device", w.filesystem.Device)
+	l.log.Warn("there can be no more fanotify groups: raise fs.fanotify.max_user_groups, or how many files the daemon may have open", "filesystem", w.filesystem.Type, "device", w.filesystem.Device)
 	if MayHang(w.filesystem.Type) {
 		return false
 	}
