@@ -457,12 +457,12 @@ func (c *Conn) deliver(r *Response) error {
 		default:
 			return fmt.Errorf("%d notifications of %v that nobody looks at", maxBreaks, r.Command)
 		}
-	case call == nil && r.Command == Cancel && r.Status == StatusUserSessionDeleted:
+	case r.Command == Cancel && r.Status == StatusUserSessionDeleted:
 		return nil // ksmbd looks for the session before it looks at the command
 	case call == nil:
 		return fmt.Errorf("%v, message %d, %v: nothing waits for it", r.Command, r.MessageID, r.Status)
 	case call.Command != r.Command:
-		return fmt.Errorf("%v, message %d: answers a %v", r.Command, r.MessageID, call.Command)
+		return fmt.Errorf("%v, message %d, %v: answers a %v", r.Command, r.MessageID, r.Status, call.Command)
 	case r.Command == ChangeNotify && r.SessionID != c.session: // whatever a related request said
 		return fmt.Errorf("%v, message %d: of session %#x", r.Command, r.MessageID, r.SessionID)
 	case !r.Interim():
