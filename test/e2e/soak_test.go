@@ -346,7 +346,7 @@ func (l *listener) watch(ctx context.Context, armed func()) error {
 		ends := l.ends
 		l.mu.Unlock()
 		switch {
-		case r.Status == smb2.StatusNotifyCleanup && ends:
+		case ends && (r.Status == smb2.StatusNotifyCleanup || r.Status == smb2.StatusFileClosed): // asked again after CLOSE
 			return nil
 		case r.Status != smb2.StatusSuccess && r.Status != smb2.StatusNotifyEnumDir:
 			return fmt.Errorf("a request ends with %v", r.Status)
