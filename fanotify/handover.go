@@ -23,6 +23,9 @@ func (g *Group) Settled() bool {
 	waits := g.ahead
 	for _, q := range g.queues {
 		waits = waits || len(q.buf) > 0
+		for _, fs := range q.filesystems {
+			waits = waits || len(fs.doubts) > 0
+		}
 	}
 	return !waits
 }
