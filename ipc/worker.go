@@ -29,9 +29,6 @@ const (
 	// ksmbd asks. Reading each event as it comes costs six times as much.
 	gap = 2 * time.Millisecond
 
-	// lookAfter is when an inherited queue is read though nothing has woken its reader.
-	lookAfter = time.Second
-
 	// stuckAfter is when a filesystem that has not answered is spoken of.
 	stuckAfter = 2 * time.Second
 
@@ -232,7 +229,7 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 	ctx, cancel := context.WithCancel(ctx)
 	readable := make(chan struct{})
 	await := make(chan error, 1)
-	go func() { await <- l.await(ctx, readable, part != nil) }()
+	go func() { await <- l.await(ctx, readable) }()
 	defer func() {
 		cancel()
 		if await != nil {
@@ -324,23 +321,14 @@ func (l *worker) openGroup(open Opener) error {
 
 // await says in readable when the group's queue is to be drained: at once for
 // the first event, then after a gap.
-//
-// Of an inherited queue the soak test has seen, once in some thirty restarts of ksmbd, that
-// an event woke nobody. Why is not known yet: such a queue is looked at in any case.
-func (l *worker) await(ctx context.Context, readable chan<- struct{}, inherited bool) error {
+func (l *worker) await(ctx context.Context, readable chan<- struct{}) error {
 	pause := time.NewTimer(gap)
 	defer pause.Stop()
 	for {
-		waiting, stop := ctx, context.CancelFunc(func() {})
-		if inherited {
-			waiting, stop = context.WithTimeout(ctx, lookAfter)
-		}
-		err := l.group.Wait(waiting)
-		stop()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		if err := l.group.Wait(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
 			return err
 		}
 		l.woke.CompareAndSwap(0, time.Now().UnixNano())
