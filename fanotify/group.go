@@ -251,15 +251,12 @@ func (g *Group) Wait(ctx context.Context) error {
 			e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
 			unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
 		}
-		if g.mounts.poll() {
-			return true
-		}
 		n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
 		if err == unix.EINTR {
 			return true // a look too many costs one EAGAIN
 		}
 		g.asleep, polled = max(n, 0), err
-		return n > 0 || err != nil
+		return n > 0 || err != nil || g.mounts.poll() // of which asking anew may have kept epoll
 	})
 	if !stop() {
 		<-expired

@@ -25,9 +25,15 @@ import (
 )
 
 const (
-	// gap is the least time between two reads of the fanotify queue, unless
-	// ksmbd asks. Reading each event as it comes costs six times as much.
+	// gap is the time after clients were told until the fanotify queue is read
+	// again, unless ksmbd asks: what happens meanwhile they are told together.
 	gap = 2 * time.Millisecond
+
+	// What concerns nobody is read as it comes, so that what does is told at once,
+	// but not for more than one part in share of the time: to read each event by
+	// itself costs six times as much. A burst of up to maxCredit may take longer.
+	share     = 8
+	maxCredit = time.Millisecond
 
 	// stuckAfter is when a filesystem that has not answered is spoken of.
 	stuckAfter = 2 * time.Second
@@ -110,7 +116,9 @@ type worker struct {
 	trees   int               // of the watches
 	waiting map[uint64]*watch // by id of a pending request
 	outbox  []outgoing
-	eager   bool // the next completion is the first
+	eager   bool          // the next completion is the first
+	credit  time.Duration // for how long the queue may be read
+	counted time.Time     // until when that is right
 	causes  causes
 	read    time.Time // when what is told now was there to be read
 	last    lastChange
@@ -227,9 +235,9 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
-	readable := make(chan struct{})
+	readable, pause := make(chan struct{}), make(chan time.Duration, 1)
 	await := make(chan error, 1)
-	go func() { await <- l.await(ctx, readable) }()
+	go func() { await <- l.await(ctx, readable, pause) }()
 	defer func() {
 		cancel()
 		if await != nil {
@@ -251,7 +259,9 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 		case <-l.retry:
 			l.again()
 		case <-readable:
+			began := time.Now()
 			err = l.drain()
+			pause <- l.rest(began)
 		case <-idle.C:
 			if l.retire(l) {
 				return nil
@@ -319,11 +329,25 @@ func (l *worker) openGroup(open Opener) error {
 	return nil
 }
 
-// await says in readable when the group's queue is to be drained: at once for
-// the first event, then after a gap.
-func (l *worker) await(ctx context.Context, readable chan<- struct{}) error {
-	pause := time.NewTimer(gap)
-	defer pause.Stop()
+// rest returns for how long the queue is to be left alone after it was drained.
+func (l *worker) rest(began time.Time) time.Duration {
+	now := time.Now()
+	l.credit = min(l.credit+now.Sub(l.counted)/share, maxCredit) - now.Sub(began)
+	l.counted = now
+	switch {
+	case !l.eager: // somebody was told
+		return gap
+	case l.credit < 0:
+		return min(-l.credit*share, gap)
+	}
+	return 0
+}
+
+// await says in readable when the group's queue is to be drained, at once after a
+// pause that it is told of.
+func (l *worker) await(ctx context.Context, readable chan<- struct{}, pause <-chan time.Duration) error {
+	timer := time.NewTimer(gap)
+	defer timer.Stop()
 	for {
 		if err := l.group.Wait(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -337,9 +361,17 @@ func (l *worker) await(ctx context.Context, readable chan<- struct{}) error {
 		case <-ctx.Done():
 			return nil
 		}
-		pause.Reset(gap)
 		select {
-		case <-pause.C:
+		case rest := <-pause:
+			if rest == 0 {
+				continue
+			}
+			timer.Reset(rest)
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-timer.C:
 		case <-ctx.Done():
 			return nil
 		}
