@@ -489,8 +489,7 @@ func (s *storm) startSmbclient() {
 	s.itsModel.enum("armed")
 }
 
-// burst has all mutators at work for a time, and the blow dealt at some moment of it. It returns how long anything was
-// changed at all.
+// burst has all mutators at work for a time, and the blow dealt at some moment of it.
 func (s *storm) burst(d time.Duration, calm bool, blow func() error) {
 	s.Helper()
 	ctx, stop := context.WithCancel(s.ctx)
@@ -923,12 +922,10 @@ type footprint struct {
 
 func (s *storm) footprint() (f footprint) {
 	s.Helper()
-	pid := server.notifyd.cmd.Process.Pid
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	memory, _, err := daemonMemory()
 	s.ok(err)
-	_, rss, _ := bytes.Cut(status, []byte("VmRSS:"))
-	fmt.Sscan(string(rss), &f.memory)
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	f.memory = memory
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", server.notifyd.cmd.Process.Pid))
 	s.ok(err)
 	f.files = len(files)
 	refs, err := os.ReadFile("/sys/module/ksmbd/refcnt")
