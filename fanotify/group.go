@@ -233,6 +233,7 @@ func (g *Group) closeQueue(q *queue) {
 // Wait blocks until there is something for Drain to do, ctx is done or the group
 // is closed. The latter two are errors, context.Cause's and os.ErrClosed.
 func (g *Group) Wait(ctx context.Context) error {
+	g.file.SetReadDeadline(time.Time{}) // by which the last one may have been ended
 	until := ctx
 	if retry := g.retry.Load(); retry != nil {
 		var cancel context.CancelFunc
@@ -242,7 +243,7 @@ func (g *Group) Wait(ctx context.Context) error {
 	expired := make(chan struct{})
 	stop := context.AfterFunc(until, func() {
 		defer close(expired)
-		g.file.SetReadDeadline(time.Unix(1, 0)) // fails only when closed, which ends Wait too
+		g.interrupt()
 	})
 	var polled error
 	err := g.conn.Read(func(epoll uintptr) bool {
@@ -260,7 +261,6 @@ func (g *Group) Wait(ctx context.Context) error {
 	})
 	if !stop() {
 		<-expired
-		g.file.SetReadDeadline(time.Time{})
 	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -277,6 +277,10 @@ func (g *Group) Wait(ctx context.Context) error {
 	}
 	return nil
 }
+
+// interrupt ends a Wait that is on its way. It fails only when the group is closed, which
+// ends Wait too.
+func (g *Group) interrupt() { g.file.SetReadDeadline(time.Unix(1, 0)) }
 
 // Drain reads the queue until it is empty and then calls the watches' fn, in
 // the order of what happened on a filesystem. An fn must not call the group or
@@ -313,7 +317,8 @@ func (g *Group) Drain() error {
 	return nil
 }
 
-// schedule notes when to try again what could not be done.
+// schedule notes when to try again what could not be done, and to tell what a queue wakes
+// nobody for any more, as it was read already. A Wait that has begun learns of it.
 func (g *Group) schedule() {
 	var retry *time.Time
 	soonest := func(at time.Time) {
@@ -328,10 +333,17 @@ func (g *Group) schedule() {
 			soonest(time.Now())
 		}
 	}
+	for _, q := range g.queues {
+		if len(q.buf) > 0 {
+			soonest(time.Now())
+		}
+	}
 	if len(g.owed) > 0 {
 		soonest(time.Now())
 	}
-	g.retry.Store(retry)
+	if old := g.retry.Swap(retry); retry != nil && (old == nil || retry.Before(*old)) {
+		g.interrupt()
+	}
 }
 
 // forgetBatch ends a batch that has been told.

@@ -107,6 +107,51 @@ func TestWait(t *testing.T) {
 }
 
 // A directory may come open with O_PATH, as ksmbd hands it over, on any filesystem.
+// What happens while a watch is opened is told at once, though the queue was read for that.
+func TestWaitAfterWatch(t *testing.T) {
+	for _, tree := range []bool{false, true} {
+		g := openTest(t)
+		dir := t.TempDir()
+		watch := func(fn func(Change)) {
+			f, err := os.Open(dir)
+			if err == nil {
+				_, err = g.Watch(f, tree, Create, fn)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		told := 0
+		watch(func(Change) { told++ })
+		drain(t, g)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := os.WriteFile(filepath.Join(dir, "a"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		watch(func(c Change) { t.Errorf("the new watch is told of what was before: %v", c) })
+		woke := make(chan error)
+		go func() { woke <- g.Wait(ctx) }()
+		if err := <-woke; err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Drain(); err != nil || told != 1 {
+			t.Fatalf("told %d times, %v", told, err)
+		}
+
+		// The same of a Wait that has begun.
+		go func() { woke <- g.Wait(ctx) }()
+		time.Sleep(10 * time.Millisecond)
+		g.queues[0].buf = append(g.queues[0].buf, 0)
+		g.schedule()
+		if err := <-woke; err != nil {
+			t.Fatal(err)
+		}
+		g.queues[0].buf = nil
+		g.Close()
+	}
+}
+
 func TestPathOnly(t *testing.T) {
 	for _, f := range testFilesystems {
 		t.Run(f.name, func(t *testing.T) {

@@ -104,6 +104,7 @@ func (g *Group) watch(w *Watch, dir *os.File) (*Watch, error) {
 	dir, err := reopen(dir)
 	if err == nil {
 		err = g.start(w, dir)
+		g.schedule() // it may have read on
 	}
 	if isRefused(err) {
 		err = fmt.Errorf("%v: %w", err, unix.EOPNOTSUPP)
