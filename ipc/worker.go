@@ -29,10 +29,10 @@ const (
 	// again, unless ksmbd asks: what happens meanwhile they are told together.
 	gap = 2 * time.Millisecond
 
-	// What concerns nobody is read as it comes, so that what does is told at once,
-	// but not for more than one part in share of the time: to read each event by
-	// itself costs six times as much. A burst of up to maxCredit may take longer.
-	share     = 8
+	// What concerns nobody is read as it comes, so that what does is told at once.
+	// Reading each event by itself costs six times as much, and so may take no more
+	// than an eighth of the time, but for maxCredit at once.
+	readShare = 8
 	maxCredit = time.Millisecond
 
 	// stuckAfter is when a filesystem that has not answered is spoken of.
@@ -332,13 +332,13 @@ func (l *worker) openGroup(open Opener) error {
 // rest returns for how long the queue is to be left alone after it was drained.
 func (l *worker) rest(began time.Time) time.Duration {
 	now := time.Now()
-	l.credit = min(l.credit+now.Sub(l.counted)/share, maxCredit) - now.Sub(began)
+	l.credit = min(l.credit+now.Sub(l.counted)/readShare, maxCredit) - now.Sub(began)
 	l.counted = now
 	switch {
 	case !l.eager: // somebody was told
 		return gap
 	case l.credit < 0:
-		return min(-l.credit*share, gap)
+		return min(-l.credit*readShare, gap)
 	}
 	return 0
 }

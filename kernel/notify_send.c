@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The responses to CHANGE_NOTIFY. Those of a connection are sent by one at a time:
- * its work items or, which saves waking these, the call of the daemon's by which they
- * became fit to be sent. Where a filesystem has to be asked, one that hangs is to hold
- * up nobody else: that has a work item to itself.
+ * The responses to CHANGE_NOTIFY. Only one at a time sends those of a connection:
+ * one of its two work items, or the daemon's call that made them fit to be sent,
+ * which saves waking a worker. The second work item is for what asks a filesystem
+ * first, in a workqueue of its own: one that hangs must hold up nobody else.
  *
- * None waits for the client nor for who else sends to it: what the socket
+ * None of them waits for the client, or for who else sends to it: what the socket
  * does not take now is tried again later, until the client has taken nothing
  * for as long as ksmbd waits for one elsewhere.
  */
@@ -30,8 +30,8 @@ static void send_after(struct ksmbd_conn *conn, unsigned long delay)
 		ksmbd_conn_put(conn);
 }
 
-/* Has what asks a filesystem run, likewise. */
-static void see(struct ksmbd_conn *conn)
+/* The same for its work that may ask a filesystem. */
+static void conn_see(struct ksmbd_conn *conn)
 {
 	ksmbd_conn_get(conn);
 	if (!queue_work(notify_see_wq, &conn->notify.see))
@@ -269,8 +269,9 @@ static void request_end_told(struct ksmbd_notify_request *req,
 }
 
 /*
- * What of the requests of @conn is to be sent next is made ready. If nothing is, or a
- * filesystem would have to be asked and the caller is not who @sees, it is done.
+ * What of the requests of @conn is to be sent next is made ready. Returns NULL if
+ * nothing is, or if a filesystem has to be asked before and the caller must not,
+ * which @sees says: then notify_conn_see() goes on.
  */
 static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
 					      bool sees)
@@ -284,7 +285,7 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
 					       struct ksmbd_notify_request,
 					       send))) {
 		if (!sees && req->told && req->told->below) {
-			see(conn);
+			conn_see(conn);
 			req = NULL;
 			break;
 		}
@@ -313,7 +314,7 @@ static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
 	return req;
 }
 
-/* Drops what @work holds, unless that ends it: it may close files then. */
+/* Drops what @work refers to, unless it is the last to: files may be closed then. */
 static bool work_drop(struct ksmbd_work *work)
 {
 	if (!atomic_add_unless(&work->sess->refcnt, -1, 1))
@@ -337,7 +338,7 @@ static void request_sent(struct ksmbd_notify_request *req, bool sees)
 	spin_lock(&notify_lock);
 	if (req->final) {
 		list_add(&req->send, &conn->notify.spent);
-		see(conn);
+		conn_see(conn);
 		spin_unlock(&notify_lock);
 		return;
 	}
@@ -347,7 +348,7 @@ static void request_sent(struct ksmbd_notify_request *req, bool sees)
 	spin_unlock(&notify_lock);
 }
 
-/* Sends what there is, by who alone does, so that responses keep their order. */
+/* Sends what there is. The caller has set sending: responses keep their order. */
 static void conn_send(struct ksmbd_conn *conn, bool sees)
 {
 	struct ksmbd_notify_conn *nc = &conn->notify;
