@@ -157,6 +157,9 @@ func (p *point) openRoot() (fd int, copied bool, err error) {
 	if fd, err = copyMount(dir, way); err == nil {
 		return fd, true, nil
 	}
+	if fd, err = p.copyOwn(dir, way); err == nil {
+		return fd, true, nil
+	}
 	fd, err = unix.Openat(dir, way, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	return fd, false, err
 }
@@ -171,8 +174,8 @@ func (p *point) dup() (int, error) {
 	return unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
-// copyMount opens the root of a copy of the mount that way leads to. That takes a mount of
-// this process's own namespace.
+// copyMount opens the root of a copy of the mount that way leads to. The kernel copies only
+// mounts of this process's own namespace.
 func copyMount(dir int, way string) (int, error) {
 	tree, err := unix.OpenTree(dir, way, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_NO_AUTOMOUNT|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
@@ -180,6 +183,39 @@ func copyMount(dir int, way string) (int, error) {
 	}
 	defer unix.Close(tree) // which takes the copy out of the namespace that it had
 	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+var errHidden = errors.New("this process's own mount namespace hides the mount")
+
+// copyOwn opens the root of a copy of what this process's own mount namespace has in the
+// place of the mount that way leads to, if it is the same directory. A service's sandbox is
+// such a namespace: what is mounted elsewhere is mounted in it too.
+func (p *point) copyOwn(dir int, way string) (int, error) {
+	fd, err := copyMount(unix.AT_FDCWD, p.mount.Point)
+	if err != nil {
+		return -1, err
+	}
+	same, err := sameRoot(fd, dir, way)
+	if err == nil && !same {
+		err = errHidden
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// sameRoot says whether fd is open on the directory that way leads to.
+func sameRoot(fd, dir int, way string) (bool, error) {
+	var is, wanted unix.Stat_t
+	if err := unix.Fstat(fd, &is); err != nil {
+		return false, err
+	}
+	if err := unix.Fstatat(dir, way, &wanted, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT); err != nil {
+		return false, err
+	}
+	return is.Dev == wanted.Dev && is.Ino == wanted.Ino, nil
 }
 
 // exit leaves a mount that had to be entered itself.

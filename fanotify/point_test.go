@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/fanotify/mounts"
 )
 
 func mountTmpfs(t *testing.T, dir string) {
@@ -122,6 +124,39 @@ func TestMountRefused(t *testing.T) {
 	wantTold(t, single)
 }
 
+// newSandbox returns what runs in another mount namespace, as a sandboxed service does, on a
+// thread of its own that does not come back.
+func newSandbox(t *testing.T) (inside func(do func() error)) {
+	turn, done := make(chan func() error), make(chan error)
+	t.Cleanup(func() { close(turn) })
+	go func() {
+		runtime.LockOSThread()
+		for do := range turn {
+			done <- do()
+		}
+	}()
+	inside = func(do func() error) {
+		t.Helper()
+		turn <- do
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside(func() error {
+		if err := errJoin(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS), unix.Mount("none", "/", "", unix.MS_REC|unix.MS_SLAVE, "")); err != nil {
+			return err
+		}
+		table, err := os.ReadFile("/proc/thread-self/mountinfo")
+		for _, m := range mounts.Parse(table).All() {
+			if strings.HasPrefix(m.Kind, "fuse") { // whose server ends with its last mount: others may wait for that
+				unix.Unmount(m.Point, unix.MNT_DETACH)
+			}
+		}
+		return err
+	})
+	return inside
+}
+
 // What the process's own mount namespace hides is watched all the same, also what is
 // mounted later: the directory that was handed over is in the namespace that counts.
 func TestSandbox(t *testing.T) {
@@ -132,27 +167,8 @@ func TestSandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	type step func() error
-	turn, done := make(chan step), make(chan error)
-	go func() { // a thread that does not come back, of another namespace
-		runtime.LockOSThread()
-		for do := range turn {
-			done <- do()
-		}
-	}()
-	defer close(turn)
-	inside := func(do step) {
-		t.Helper()
-		turn <- do
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-	}
-	inside(func() error {
-		return errJoin(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
-			unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-			unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, "size=1m"))
-	})
+	inside := newSandbox(t)
+	inside(func() error { return unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, "size=1m") })
 	g := openTest(t)
 	defer g.Close()
 	var told []string
@@ -180,7 +196,8 @@ func TestSandbox(t *testing.T) {
 func TestUnmount(t *testing.T) {
 	dir := mountTest(t, "tmpfs")
 	img, m := dir+"/img", dir+"/m"
-	if err := errJoin(os.Mkdir(m, 0o755), os.WriteFile(img, nil, 0o600), os.Truncate(img, 16<<20)); err != nil {
+	// As a system has its mounts: what is mounted is so in sandboxes too.
+	if err := errJoin(unix.Mount("", dir, "", unix.MS_SHARED, ""), os.Mkdir(m, 0o755), os.WriteFile(img, nil, 0o600), os.Truncate(img, 16<<20)); err != nil {
 		t.Fatal(err)
 	}
 	run := func(args ...string) string {
@@ -194,8 +211,12 @@ func TestUnmount(t *testing.T) {
 	run("mkfs.ext4", "-q", "-F", img)
 	device := run("losetup", "--show", "-f", img)
 	t.Cleanup(func() { exec.Command("losetup", "-d", device).Run() })
-	for _, stopped := range []bool{false, true} {
-		t.Run(fmt.Sprint("stopped=", stopped), func(t *testing.T) {
+	for _, reader := range []string{"running", "sandboxed", "stopped"} {
+		t.Run(reader, func(t *testing.T) {
+			stopped, inside := reader == "stopped", func(do func() error) { do() }
+			if reader == "sandboxed" {
+				inside = newSandbox(t)
+			}
 			g := openTest(t)
 			defer g.Close()
 			f, err := os.Open(dir)
@@ -215,11 +236,12 @@ func TestUnmount(t *testing.T) {
 			if stopped {
 				close(ended)
 			} else {
-				go func() {
+				go inside(func() error {
 					defer close(ended)
 					for g.Wait(ctx) == nil && g.Drain() == nil {
 					}
-				}()
+					return nil
+				})
 			}
 			defer func() {
 				cancel()

@@ -158,6 +158,13 @@ mkdir /srv/share/mnt
 mount -t tmpfs none /srv/share/mnt
 within 30 told with-a-mount-below || fail "with a mount below the watched directory no client is told"
 journalctl --no-pager -b -u ksmbd-notifyd | grep 'cannot be watched' && fail "in its sandbox the daemon cannot watch a mount"
+for i in $(seq 20); do
+	for j in $(seq 20); do
+		mkdir -p /srv/share/mnt/$j/x && touch /srv/share/mnt/$j/x/f && mv /srv/share/mnt/$j/x/f /srv/share/mnt/$j/x/g
+	done
+	umount /srv/share/mnt || fail "the daemon keeps a mount from being unmounted, the ${i}th time"
+	mount -t tmpfs none /srv/share/mnt
+done
 umount /srv/share/mnt || fail "the daemon keeps a mount from being unmounted"
 rmdir /srv/share/mnt
 unwatch
