@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,48 +29,96 @@ func mountTmpfs(t *testing.T, dir string) {
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
-// What is mounted on an automount point is watched, and the point itself is not set off.
+// mountAutofs makes dir an automount point, whose automounter is a process group that is not
+// this one's: who sets it off waits. The test fails then.
+func mountAutofs(t *testing.T, dir string) {
+	t.Helper()
+	asked, answers, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	automounter := exec.Command("sleep", "1h")
+	automounter.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := automounter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	opts := fmt.Sprintf("fd=%d,pgrp=%d,minproto=5,maxproto=5,direct", answers.Fd(), automounter.Process.Pid)
+	err = unix.Mount("test", dir, "autofs", 0, opts)
+	answers.Close()
+	pulled := make(chan bool, 1)
+	go func() {
+		_, err := asked.Read(make([]byte, 1))
+		if pulled <- err == nil; err == nil { // nobody answers, so that the test cannot go on
+			panic("the automount point was set off")
+		}
+	}()
+	t.Cleanup(func() {
+		for unix.Unmount(dir, 0) == nil {
+		}
+		automounter.Process.Kill()
+		automounter.Wait()
+		<-pulled
+		asked.Close()
+	})
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("no autofs: %v", err)
+		}
+		t.Skipf("no autofs: %v", err)
+	}
+}
+
+// What is mounted on an automount point is watched, and the point itself is not set off: one
+// that was there before the watch, one that came later, and one in what has been moved in.
 func TestAutomount(t *testing.T) {
-	for _, kind := range []string{"tmpfs", "overlay"} {
-		t.Run(kind, func(t *testing.T) {
-			dir := mountTest(t, kind)
-			auto := filepath.Join(dir, "auto")
-			if err := os.Mkdir(auto, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			asked, answers, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer asked.Close()
-			defer answers.Close()
-			// A process group that there is not: else this one would be taken for the automounter.
-			opts := fmt.Sprintf("fd=%d,pgrp=%d,minproto=5,maxproto=5,direct", answers.Fd(), unix.Getpgrp())
-			if err := unix.Mount("test", auto, "autofs", 0, opts); err != nil {
-				t.Skipf("no autofs: %v", err)
-			}
-			t.Cleanup(func() {
-				for unix.Unmount(auto, 0) == nil {
+	for _, f := range testFilesystems {
+		t.Run(f.name, func(t *testing.T) {
+			mnt := mountTest(t, f.name)
+			dir := filepath.Join(mnt, "w")
+			for _, d := range []string{"w/before", "w/later", "out/d/moved"} {
+				if err := os.MkdirAll(filepath.Join(mnt, d), 0o755); err != nil {
+					t.Fatal(err)
 				}
-			})
+			}
+			mountAutofs(t, dir+"/before")
+			mountAutofs(t, mnt+"/out/d/moved")
 			g := openTest(t)
 			defer g.Close()
-			_, told := watchTest(t, g, dir, true, Create)
+			_, told := watchTest(t, g, dir, true, Create|Rename)
+			_, single := watchTest(t, g, dir, false, Create|Rename)
 			drain(t, g)
 			wantTold(t, told)
-			if err := unix.Mount("none", auto, "tmpfs", 0, "size=1m"); err != nil {
-				t.Fatal(err)
-			}
+			mountAutofs(t, dir+"/later") // over what was there
 			drain(t, g)
 			wantTold(t, told, "overflow")
-			touch(t, auto+"/f")
-			drain(t, g)
-			wantTold(t, told, "create auto/f")
-			if err := unix.Unmount(auto, 0); err != nil {
+			if err := os.Rename(mnt+"/out/d", dir+"/d"); err != nil {
 				t.Fatal(err)
 			}
+			t.Cleanup(func() { os.Rename(dir+"/d", mnt+"/out/d") })
 			drain(t, g)
-			wantTold(t, told, "overflow")
+			wantTold(t, told, "rename . -> d/", "overflow") // with what is mounted in it
+			for _, name := range []string{"before", "later", "d/moved"} {
+				auto := filepath.Join(dir, name)
+				for range 2 { // it expires, and is mounted again
+					if err := unix.Mount("none", auto, "tmpfs", 0, "size=1m"); err != nil {
+						t.Fatal(err)
+					}
+					drain(t, g)
+					wantTold(t, told, "overflow")
+					if err := os.MkdirAll(auto+"/d", 0o755); err != nil {
+						t.Fatal(err)
+					}
+					touch(t, auto+"/d/f")
+					drain(t, g)
+					wantTold(t, told, "create "+name+"/d/", "create "+name+"/d/f")
+					if err := unix.Unmount(auto, 0); err != nil {
+						t.Fatal(err)
+					}
+					drain(t, g)
+					wantTold(t, told, "overflow")
+				}
+			}
+			wantTold(t, single, "rename . -> d/")
 		})
 	}
 }
