@@ -21,7 +21,7 @@ unsigned long notify_progress;
 size_t notify_bytes;
 struct workqueue_struct *notify_wq;
 struct workqueue_struct *notify_send_wq;
-struct workqueue_struct *notify_see_wq;
+struct workqueue_struct *notify_ask_wq;
 struct workqueue_struct *notify_rdma_wq;
 
 void notify_item_put(struct notify_item *item)
@@ -311,19 +311,19 @@ int ksmbd_notify_init(void)
 	notify_send_wq = alloc_workqueue("ksmbd-notify-send", WQ_UNBOUND, 0);
 	if (!notify_send_wq)
 		goto err_wq;
-	notify_see_wq = alloc_workqueue("ksmbd-notify-see", WQ_UNBOUND,
+	notify_ask_wq = alloc_workqueue("ksmbd-notify-ask", WQ_UNBOUND,
 					WQ_MAX_ACTIVE);
-	if (!notify_see_wq)
+	if (!notify_ask_wq)
 		goto err_send_wq;
 	notify_rdma_wq = alloc_workqueue("ksmbd-notify-rdma", WQ_UNBOUND, 0);
 	if (!notify_rdma_wq)
-		goto err_see_wq;
+		goto err_ask_wq;
 	err = ksmbd_notify_netlink_init();
 	if (!err)
 		return 0;
 	destroy_workqueue(notify_rdma_wq);
-err_see_wq:
-	destroy_workqueue(notify_see_wq);
+err_ask_wq:
+	destroy_workqueue(notify_ask_wq);
 err_send_wq:
 	destroy_workqueue(notify_send_wq);
 err_wq:
@@ -339,7 +339,7 @@ void ksmbd_notify_exit(void)
 	cancel_delayed_work_sync(&notify_timeout);
 	cancel_delayed_work_sync(&notify_bell);
 	destroy_workqueue(notify_rdma_wq);
-	destroy_workqueue(notify_see_wq);
+	destroy_workqueue(notify_ask_wq);
 	destroy_workqueue(notify_send_wq);
 	destroy_workqueue(notify_wq);
 }

@@ -39,9 +39,10 @@ struct ksmbd_work;
  * @id:		of no other connection
  * @send:	requests of which something is to be sent, in order
  * @work:	sends them, if nobody else does
- * @see:	does so where a filesystem has to be asked before
  * @sending:	somebody does
- * @spent:	requests that are answered, for @see to free
+ * @asks:	requests whose filesystem is, or is to be, asked before
+ * @spent:	requests that are answered
+ * @free:	frees them
  * @out:	the request of which something is being sent, of whoever does
  * @delay:	in jiffies, until @work tries again to
  * @rest:	the response to be written before any other, perhaps in part
@@ -61,9 +62,10 @@ struct ksmbd_notify_conn {
 	u64			id;
 	struct list_head	send;
 	struct delayed_work	work;
-	struct work_struct	see;
 	bool			sending;
+	struct list_head	asks;
 	struct list_head	spent;
+	struct work_struct	free;
 	struct ksmbd_notify_request *out;
 	unsigned long		delay;
 	struct ksmbd_work	*rest;

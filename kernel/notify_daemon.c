@@ -440,8 +440,8 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 	req->watch->promised = true;
 	if (told->below)
 		told->dir = get_file(req->watch->dir);
-	else if (told->room <= NOTIFY_SEND_HERE &&
-		 notify_conn_claim(req->work->conn))
+	if ((told->below || told->room <= NOTIFY_SEND_HERE) &&
+	    notify_conn_claim(req->work->conn))
 		conn = req->work->conn;
 	req->told = told;
 	notify_request_set_handled(req);

@@ -16,11 +16,10 @@
  * daemon. It is handled when the daemon has acknowledged it, or nobody is
  * there to do so, or KSMBD_NOTIFY_ACK_TIMEOUT has passed: from then on
  * STATUS_PENDING may be sent. It is taken, once, by whoever ends it: the
- * daemon, CANCEL, CLOSE, deletion, teardown. All that is sent for it is sent
- * by its connection's work items, or by the daemon's own call where that waits
- * for nothing. Before the final response it is found out what the client's user
- * may see of the records that the daemon has given. If that is nothing, the
- * request pends on and is offered to the daemon once more.
+ * daemon, CANCEL, CLOSE, deletion, teardown. Before the final response it is
+ * found out what the client's user may see of the records that the daemon has
+ * given. If that is nothing, the request pends on and is offered to the daemon
+ * once more.
  *
  * Locks. notify_lock is innermost: it is taken under conn->request_lock, under
  * a file table's lock and under ci->m_lock, and no other lock is taken under
@@ -90,6 +89,8 @@ struct notify_watch {
 	unsigned int		verdict_count;
 	struct ksmbd_file	*fp;		/* NULL once closed */
 	struct file		*dir;		/* a reference, until closed */
+	const struct super_block *fs;		/* its filesystem, to compare */
+	unsigned int		asks;		/* requests in ksmbd_notify_conn.asks */
 	u64			client;		/* ksmbd_notify_conn.id */
 	u32			filter;
 	u32			ceiling;
@@ -128,7 +129,8 @@ struct ksmbd_notify_request {
 	struct hlist_node	hash;		/* in notify_requests until taken */
 	struct list_head	entry;		/* in watch->requests until ended */
 	struct list_head	waiting;	/* in notify_waiting until handled */
-	struct list_head	send;		/* in ksmbd_notify_conn.send */
+	struct list_head	send;		/* in ksmbd_notify_conn.send, asks or spent */
+	struct work_struct	ask;
 	struct ksmbd_notify_request *held_next;
 	unsigned long		deadline;
 	void			*cancel_argv[1];
@@ -180,7 +182,7 @@ extern unsigned long notify_progress;		/* when it last did an item */
 extern size_t notify_bytes;			/* of change records that wait to be sent */
 extern struct workqueue_struct *notify_wq;	/* for what never waits */
 extern struct workqueue_struct *notify_send_wq;	/* sends over TCP, which does not either */
-extern struct workqueue_struct *notify_see_wq;	/* asks filesystems, which may hang */
+extern struct workqueue_struct *notify_ask_wq;	/* asks filesystems, which may hang */
 extern struct workqueue_struct *notify_rdma_wq;	/* sends over RDMA, which does */
 
 static inline struct notify_watch *item_watch(struct notify_item *item)
@@ -236,6 +238,7 @@ void notify_told_free(struct notify_told *told);
 void notify_request_send(struct ksmbd_notify_request *req);
 bool notify_conn_claim(struct ksmbd_conn *conn);
 void notify_conn_send(struct ksmbd_conn *conn);
+void notify_request_ask_work(struct work_struct *ws);
 void notify_request_free(struct ksmbd_notify_request *req);
 
 /* notify_park.c */

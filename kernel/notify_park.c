@@ -110,6 +110,7 @@ static struct ksmbd_notify_request *request_alloc(struct ksmbd_work *work)
 	INIT_LIST_HEAD(&req->item.entry);
 	INIT_LIST_HEAD(&req->waiting);
 	INIT_LIST_HEAD(&req->send);
+	INIT_WORK(&req->ask, notify_request_ask_work);
 	refcount_set(&req->item.refs, 1);
 	req->item.type = KSMBD_NOTIFY_ITEM_TYPE_REQUEST;
 	req->cancel_argv[0] = req;
@@ -166,6 +167,7 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 		refcount_inc(&watch->item.refs);
 		watch->item.id = ++notify_last_id;
 		watch->fp = fp;
+		watch->fs = file_inode(fp->filp)->i_sb;
 		watch->dir = get_file(fp->filp);
 		list_add_tail(&watch->entry, &notify_watches);
 		fp->notify = watch;

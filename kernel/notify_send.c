@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The responses to CHANGE_NOTIFY. Only one at a time sends those of a connection:
- * one of its two work items, or the daemon's call that made them fit to be sent,
- * which saves waking a worker. The second work item is for what asks a filesystem
- * first, in a workqueue of its own: one that hangs must hold up nobody else.
+ * its work item, or whoever made them fit to be sent, which saves waking a worker.
  *
  * None of them waits for the client, or for who else sends to it: what the socket
  * does not take now is tried again later, until the client has taken nothing
  * for as long as ksmbd waits for one elsewhere.
+ *
+ * None of them asks a filesystem either, which may hang. Where that has to be
+ * asked what a user may see, a work item of the request does: of the requests of
+ * a connection that watch one filesystem, one at a time.
  */
 
 #include <linux/delay.h>
@@ -30,11 +32,11 @@ static void send_after(struct ksmbd_conn *conn, unsigned long delay)
 		ksmbd_conn_put(conn);
 }
 
-/* The same for its work that may ask a filesystem. */
-static void conn_see(struct ksmbd_conn *conn)
+/* Has a work item free what @conn has answered: files may be closed then. */
+static void conn_free(struct ksmbd_conn *conn)
 {
 	ksmbd_conn_get(conn);
-	if (!queue_work(notify_see_wq, &conn->notify.see))
+	if (!queue_work(notify_ask_wq, &conn->notify.free))
 		ksmbd_conn_put(conn);
 }
 
@@ -246,12 +248,20 @@ void notify_request_free(struct ksmbd_notify_request *req)
 	ksmbd_conn_r_count_dec(conn);
 }
 
-/* Finds out how @req ends, which the daemon has completed. */
-static void request_end_told(struct ksmbd_notify_request *req,
-			     struct notify_told *told)
+/*
+ * Finds out how @req ends, which the daemon has completed, or what it is to be
+ * completed with instead. notify_lock is dropped meanwhile.
+ */
+static void request_answer(struct ksmbd_notify_request *req)
+	__must_hold(&notify_lock)
 {
+	struct notify_told *told = req->told;
 	__le32 status = STATUS_NOTIFY_CLEANUP;
 
+	lockdep_assert_held(&notify_lock);
+
+	req->told = NULL;
+	spin_unlock(&notify_lock);
 	if (!conn_is_dead(req->work->conn))
 		status = notify_request_fill(req, told);
 	notify_told_free(told);
@@ -259,52 +269,73 @@ static void request_end_told(struct ksmbd_notify_request *req,
 	spin_lock(&notify_lock);
 	if (status == STATUS_PENDING) {
 		notify_request_withheld(req);
-	} else {
-		list_del_init(&req->entry);
-		req->status = status;
-		req->done = true;
-		notify_request_send(req);
+		return;
 	}
-	spin_unlock(&notify_lock);
+	list_del_init(&req->entry);
+	req->status = status;
+	req->done = true;
+}
+
+/* The first request of @conn that is asking @fs, or waits for that. */
+static struct ksmbd_notify_request *conn_asks(struct ksmbd_conn *conn,
+					      const struct super_block *fs)
+{
+	struct ksmbd_notify_request *req;
+
+	lockdep_assert_held(&notify_lock);
+
+	list_for_each_entry(req, &conn->notify.asks, send)
+		if (req->watch->fs == fs)
+			return req;
+	return NULL;
+}
+
+/* Has a work item find out what the user of @req may see. */
+static void request_ask(struct ksmbd_notify_request *req)
+{
+	struct ksmbd_conn *conn = req->work->conn;
+
+	lockdep_assert_held(&notify_lock);
+
+	if (!conn_asks(conn, req->watch->fs))
+		queue_work(notify_ask_wq, &req->ask);
+	list_add_tail(&req->send, &conn->notify.asks);
+	req->watch->asks++;
 }
 
 /*
  * What of the requests of @conn is to be sent next is made ready. Returns NULL if
- * nothing is, or if a filesystem has to be asked before and the caller must not,
- * which @sees says: then notify_conn_see() goes on.
+ * nothing is.
  */
-static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn,
-					      bool sees)
+static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 {
+	struct ksmbd_notify_conn *nc = &conn->notify;
 	struct ksmbd_notify_request *req;
-	struct notify_told *told;
 	bool interim = false;
 
 	spin_lock(&notify_lock);
-	while ((req = list_first_entry_or_null(&conn->notify.send,
+	while ((req = list_first_entry_or_null(&nc->send,
 					       struct ksmbd_notify_request,
 					       send))) {
-		if (!sees && req->told && req->told->below) {
-			conn_see(conn);
-			req = NULL;
-			break;
-		}
 		list_del_init(&req->send);
 		interim = !req->interim && !req->refused;
 		/* It may have been on the list already when CLOSE held it. */
 		req->final = !interim && req->done && !req->held;
 		if (interim || req->final)
 			break;
-		told = req->told;
-		req->told = NULL;
-		if (!told)
+		if (!req->told)
 			continue;
-		spin_unlock(&notify_lock);
-		request_end_told(req, told);
-		spin_lock(&notify_lock);
+		/* The records of a watch keep their order. */
+		if (req->told->below || req->watch->asks) {
+			request_ask(req);
+			continue;
+		}
+		request_answer(req);
+		if (req->done || req->told)
+			list_move(&req->send, &nc->send);
 	}
 	if (!req)
-		conn->notify.sending = false;
+		nc->sending = false;
 	spin_unlock(&notify_lock);
 
 	/* A client must not wait for a response that was lost. */
@@ -327,35 +358,34 @@ static bool work_drop(struct ksmbd_work *work)
 }
 
 /* What conn_next() has made ready has been written, or cannot be any more. */
-static void request_sent(struct ksmbd_notify_request *req, bool sees)
+static void request_sent(struct ksmbd_notify_request *req)
 {
 	struct ksmbd_conn *conn = req->work->conn;
 
-	if (req->final && (sees || work_drop(req->work))) {
+	if (req->final && work_drop(req->work)) {
 		notify_request_free(req);
 		return;
 	}
 	spin_lock(&notify_lock);
 	if (req->final) {
 		list_add(&req->send, &conn->notify.spent);
-		conn_see(conn);
-		spin_unlock(&notify_lock);
-		return;
+		conn_free(conn);
+	} else {
+		req->interim = true;
+		if ((req->done || req->told) && list_empty(&req->send))
+			list_add(&req->send, &conn->notify.send);
 	}
-	req->interim = true;
-	if ((req->done || req->told) && list_empty(&req->send))
-		list_add(&req->send, &conn->notify.send);
 	spin_unlock(&notify_lock);
 }
 
 /* Sends what there is. The caller has set sending: responses keep their order. */
-static void conn_send(struct ksmbd_conn *conn, bool sees)
+static void conn_send(struct ksmbd_conn *conn)
 {
 	struct ksmbd_notify_conn *nc = &conn->notify;
 	struct ksmbd_notify_request *req;
 	int rc;
 
-	while ((req = nc->out ?: conn_next(conn, sees))) {
+	while ((req = nc->out ?: conn_next(conn))) {
 		nc->out = req;
 		rc = request_write(req);
 		if (rc == -EAGAIN) {
@@ -370,7 +400,7 @@ static void conn_send(struct ksmbd_conn *conn, bool sees)
 			ksmbd_conn_abort(conn);
 		nc->delay = 0;
 		nc->out = NULL;
-		request_sent(req, sees);
+		request_sent(req);
 	}
 }
 
@@ -382,21 +412,7 @@ void notify_conn_send(struct ksmbd_conn *conn)
 {
 	if (!conn)
 		return;
-	conn_send(conn, false);
-	ksmbd_conn_put(conn);
-}
-
-/* Sends what there is, if nobody does, and gives back the work item's reference. */
-static void conn_work(struct ksmbd_conn *conn, bool sees)
-{
-	bool sends;
-
-	spin_lock(&notify_lock);
-	sends = !conn->notify.sending;
-	conn->notify.sending = true;
-	spin_unlock(&notify_lock);
-	if (sends)
-		conn_send(conn, sees);
+	conn_send(conn);
 	ksmbd_conn_put(conn);
 }
 
@@ -404,15 +420,43 @@ static void notify_conn_work(struct work_struct *ws)
 {
 	struct ksmbd_conn *conn = container_of(to_delayed_work(ws),
 					       struct ksmbd_conn, notify.work);
+	bool sends;
 
-	/* Sending over RDMA waits in any case. */
-	conn_work(conn, conn->transport->ops->rdma_read);
+	spin_lock(&notify_lock);
+	sends = !conn->notify.sending;
+	conn->notify.sending = true;
+	spin_unlock(&notify_lock);
+	if (sends)
+		conn_send(conn);
+	ksmbd_conn_put(conn);
 }
 
-static void notify_conn_see(struct work_struct *ws)
+/* Asks what the user of a request may see, and sends what comes of it. */
+void notify_request_ask_work(struct work_struct *ws)
+{
+	struct ksmbd_notify_request *next, *req =
+		container_of(ws, struct ksmbd_notify_request, ask);
+	struct ksmbd_conn *conn = req->work->conn;
+
+	spin_lock(&notify_lock);
+	while (req->told)
+		request_answer(req);
+	list_del_init(&req->send);
+	req->watch->asks--;
+	next = conn_asks(conn, req->watch->fs);
+	if (next)
+		queue_work(notify_ask_wq, &next->ask);
+	if (!notify_conn_claim(conn))
+		conn = NULL;
+	notify_request_send(req);
+	spin_unlock(&notify_lock);
+	notify_conn_send(conn);
+}
+
+static void notify_conn_free_work(struct work_struct *ws)
 {
 	struct ksmbd_conn *conn = container_of(ws, struct ksmbd_conn,
-					       notify.see);
+					       notify.free);
 	struct ksmbd_notify_request *req, *tmp;
 	LIST_HEAD(spent);
 
@@ -421,7 +465,7 @@ static void notify_conn_see(struct work_struct *ws)
 	spin_unlock(&notify_lock);
 	list_for_each_entry_safe(req, tmp, &spent, send)
 		notify_request_free(req);
-	conn_work(conn, true);
+	ksmbd_conn_put(conn);
 }
 
 void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
@@ -430,18 +474,23 @@ void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
 
 	nc->id = atomic64_inc_return(&last_id);
 	INIT_LIST_HEAD(&nc->send);
+	INIT_LIST_HEAD(&nc->asks);
 	INIT_LIST_HEAD(&nc->spent);
 	INIT_DELAYED_WORK(&nc->work, notify_conn_work);
-	INIT_WORK(&nc->see, notify_conn_see);
+	INIT_WORK(&nc->free, notify_conn_free_work);
 }
 
+/* What nobody has ended is not owed: a filesystem may hang in it. */
 static bool conn_owes(struct ksmbd_conn *conn)
 {
+	struct ksmbd_notify_request *req;
 	bool owes;
 
 	spin_lock(&notify_lock);
 	owes = conn->notify.sending || READ_ONCE(conn->notify.out) ||
 	       !list_empty(&conn->notify.send);
+	list_for_each_entry(req, &conn->notify.asks, send)
+		owes |= req->status || req->done;
 	spin_unlock(&notify_lock);
 	return owes;
 }

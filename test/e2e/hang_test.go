@@ -85,6 +85,14 @@ func (h *hanging) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse
 	return h.RawFileSystem.ReadDirPlus(cancel, in, out)
 }
 
+// GetXAttr: ksmbd has the DACL of a share with acl_xattr in this one, which nobody else asks for.
+func (h *hanging) GetXAttr(cancel <-chan struct{}, header *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	if attr == "security.NTACL" {
+		h.wait("GETXATTR")
+	}
+	return h.RawFileSystem.GetXAttr(cancel, header, attr, dest)
+}
+
 func (h *hanging) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	h.wait("STATFS")
 	return h.RawFileSystem.StatFs(cancel, in, out)
@@ -257,4 +265,62 @@ func testHang(t *testing.T, what string) {
 	fourth, _ := w.park(other, wireNames())
 	w.ok(os.WriteFile(filepath.Join(dir, "later"), nil, 0o666))
 	w.told(fourth, "ADDED later")
+}
+
+// TestHangingPermission: a share that hangs when ksmbd asks it what a user may see holds up no response of another share,
+// on the same connection as on others.
+func TestHangingPermission(t *testing.T) {
+	begin(t)
+	h := mountHanging(t)
+	w := newWire(t, 4*long)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	w.mkdir("below")
+	_, alone := w.toldAfter(f, 15)
+	_, again := w.toldAfter(f, 15)
+	alone = max(alone, again)
+
+	dir := filepath.Join(hangingMount, "share", "watched")
+	w.ok(os.MkdirAll(filepath.Join(dir, "sub"), 0o777))
+	w.ok(os.Chmod(dir, 0o777))
+	hung, err := c.TreeConnect(w.ctx, "HANGSACL")
+	w.ok(err)
+	var calls []*smb2.Call
+	for range 3 {
+		watched := w.create(hung, smb2.CreateParams{Name: "watched", Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory})
+		call, _ := w.park(watched, smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 4096, Tree: true})
+		calls = append(calls, call)
+	}
+	h.hang("GETXATTR")
+	w.ok(os.WriteFile(filepath.Join(dir, "sub", "x"), nil, 0o666))
+	select {
+	case <-h.hangs:
+	case <-time.After(long):
+		t.Fatal("ksmbd asks nothing that hangs")
+	}
+
+	_, told := w.toldAfter(f, 15)
+	for range 2 {
+		_, again = w.toldAfter(f, 15)
+		told = min(told, again)
+	}
+	t.Logf("told after %v, alone %v", told, alone)
+	if told > 2*alone+time.Millisecond {
+		t.Errorf("others are told after %v, alone %v", told, alone)
+	}
+	call, _ := w.park(w.open(tree, ""), smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 4096, Tree: true})
+	w.touch("below/new") // which ksmbd asks a filesystem about as well
+	w.told(call, `ADDED below\new`)
+	healthy := w.tree(c)
+	start := time.Now()
+	_, err = c.Do(w.ctx, healthy.DisconnectRequest())
+	w.ok(err)
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("TREE_DISCONNECT took %v", took)
+	}
+
+	h.answer()
+	for _, call := range calls {
+		w.told(call, `ADDED sub\x`)
+	}
 }

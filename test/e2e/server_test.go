@@ -44,8 +44,9 @@ var shares = []struct{ name, dir, options string }{
 	{"BESIDE", "outer/beside", ""},
 	{"OUTER", "outer", ""},
 	{"HANGS", "../hangs/share", ""}, // see TestHangingShare
-	{"SRV", "..", ""},               // what is mounted is below it
-	{"EXT4", "../ext4/share", ""},   // see TestSoak
+	{"HANGSACL", "../hangs/share", "vfs objects = acl_xattr"},
+	{"SRV", "..", ""},             // what is mounted is below it
+	{"EXT4", "../ext4/share", ""}, // see TestSoak
 	{"BTRFS", "../btrfs/share", ""},
 	{"OVERLAY", "../overlay/share", ""},
 	{lanes[0], "lane0", laneOptions},
