@@ -46,6 +46,8 @@ type filesystem struct {
 	doubtful  map[doubtKey]int
 	renames   []rename
 	exchanged half
+	linked    recent // the names that files were given and have, where handles cannot be opened
+	unlinked  recent // those that files have lost
 	left      uint64 // where in the queue a directory was told last to have gone out of sight
 }
 

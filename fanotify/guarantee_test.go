@@ -14,7 +14,7 @@ import (
 
 // What docs/guarantees.md says of files whose events have no name that anybody sees.
 func TestLinkedLater(t *testing.T) {
-	for _, kind := range []string{"tmpfs", "ext4", "xfs", "btrfs"} {
+	for _, kind := range []string{"tmpfs", "ext4", "xfs", "btrfs", "subvolume", "overlay", "overlay-export"} {
 		t.Run(kind, func(t *testing.T) {
 			dir := mountTest(t, kind)
 			g := openTest(t)
@@ -48,6 +48,54 @@ func TestLinkedLater(t *testing.T) {
 				if len(*told) != 1 || (*told)[0] != "overflow" && (*told)[0] != "modify f" {
 					t.Errorf("told %q of a write", *told)
 				}
+			}
+		})
+	}
+}
+
+// A file that is open and loses the name it was opened by: written later, it is told under no
+// name that is not its own.
+func TestUnlinkedLater(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "ext4", "xfs", "btrfs", "subvolume", "overlay", "overlay-export"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := mountTest(t, kind)
+			g := openTest(t)
+			defer g.Close()
+			_, tree := watchTest(t, g, dir, true, allOps)
+			_, single := watchTest(t, g, dir, false, allOps)
+			f, n := dir+"/f", dir+"/n"
+			for _, c := range []struct {
+				what string
+				do   func(fd int) error
+				want []string
+			}{
+				{"removed", func(int) error { return os.Remove(f) }, nil},
+				{"another in its place", func(int) error { return errJoin(os.Remove(f), os.WriteFile(f, nil, 0o600)) }, nil},
+				{"linked and unlinked", func(int) error { return errJoin(os.Link(f, n), os.Remove(f)) }, []string{"overflow"}},
+				{"renamed", func(int) error { return os.Rename(f, n) }, []string{"modify n"}},
+				{"another name unlinked", func(int) error { return errJoin(os.Link(f, n), os.Remove(n)) }, []string{"modify f"}},
+			} {
+				os.Remove(f)
+				os.Remove(n)
+				touch(t, f)
+				if err := onFile(f, func(fd int) error {
+					if err := c.do(fd); err != nil {
+						return err
+					}
+					drain(t, g)
+					*tree, *single = nil, nil
+					_, err := unix.Write(fd, []byte("x"))
+					return err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				t.Log(c.what)
+				if kind == "overlay" && c.want == nil {
+					c.want = []string{"modify f"} // it may have had another name for long
+				}
+				wantTold(t, tree, c.want...)
+				wantTold(t, single, c.want...)
 			}
 		})
 	}
