@@ -432,6 +432,9 @@ func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
 		fs.believe(from, left, true)
 	}
 	if len(b.hits) > 0 {
+		if !isDir {
+			fs.found(to, e.new.name, e.fid)
+		}
 		fs.believe(to, doubt{name: e.new.name, present: true, isDir: isDir, is: moved}, true)
 	}
 }

@@ -149,7 +149,48 @@ type mixer struct {
 	flat  bool // the names are those of one directory, so that they meet more often
 	log   []string
 	count int
-	cause bool // something was done for which all may have to be listed
+	cause bool     // something was done for which all may have to be listed
+	held  *os.File // open over several batches, whatever becomes of its name
+}
+
+// hold opens the file a, or writes to the one that is open.
+func (x *mixer) hold(a string) (op string, err error) {
+	if x.held == nil {
+		fd, err := unix.Open(a, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "hold", err
+		}
+		x.held = os.NewFile(uintptr(fd), a)
+		return "hold", nil
+	}
+	_, err = x.held.WriteString("x")
+	x.cause = true // it may have another name now
+	err = errors.Join(err, x.release())
+	return "write to what is held, not", err
+}
+
+func (x *mixer) release() error {
+	f := x.held
+	x.held = nil
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
+
+// temporary makes a file without a name, gives it the name a, and writes to it.
+func (x *mixer) temporary(a string) error {
+	fd, err := unix.Open(filepath.Dir(a), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, a, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return err
+	}
+	x.cause = true // as docs/guarantees.md has it
+	_, err = unix.Write(fd, []byte("x"))
+	return err
 }
 
 func (x *mixer) path(top string) string {
@@ -176,7 +217,7 @@ func (x *mixer) step() (movedIn bool) {
 	op := ""
 	isDir := func(p string) bool { st, err := os.Lstat(p); return err == nil && st.IsDir() }
 	dirs := isDir(a) || isDir(b)
-	switch k := x.IntN(20); {
+	switch k := x.IntN(23); {
 	case k < 4:
 		op = "touch"
 		err = os.WriteFile(a, nil, 0o600)
@@ -207,6 +248,11 @@ func (x *mixer) step() (movedIn bool) {
 	case k < 15:
 		op = "write"
 		err = os.WriteFile(a, []byte("x"), 0o600)
+	case k < 16:
+		op = "tmpfile"
+		err = x.temporary(a)
+	case k < 18:
+		op, err = x.hold(a)
 	default:
 		op = "mv"
 		err = syscall.Rename(a, b)
@@ -239,7 +285,11 @@ func (m *mounter) step() {
 	if len(m.at) > 0 {
 		i = m.IntN(len(m.at))
 	}
-	switch k := m.IntN(6); {
+	switch k := m.IntN(7); {
+	case k == 6: // as an automounter does, which this process is taken for
+		if op, err = "automount", m.autofs(point); err == nil {
+			err = unix.Mount("none", point, "tmpfs", 0, "size=1m")
+		}
 	case k < 2: // over whatever is there, other mounts too
 		op = "mount"
 		err = unix.Mount("none", point, "tmpfs", 0, "size=1m")
@@ -251,11 +301,13 @@ func (m *mounter) step() {
 	case k == 3:
 		op = "move"
 		if err = unix.Mount(m.at[i], point, "", unix.MS_MOVE, ""); err == nil {
+			bare(m.at[i])
 			m.at = append(m.at[:i], m.at[i+1:]...)
 		}
 	default:
 		op, point = "umount", m.at[i]
 		if err = unix.Unmount(point, 0); err == nil {
+			bare(point)
 			m.at = append(m.at[:i], m.at[i+1:]...)
 		}
 	}
@@ -271,6 +323,27 @@ func (m *mounter) step() {
 	}
 	m.cause = true
 	m.log = append(m.log, fmt.Sprintf("%s %s", op, point[len(m.root)+1:]))
+}
+
+// autofs makes dir an automount point.
+func (m *mounter) autofs(dir string) error {
+	asked, answers, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer asked.Close()
+	defer answers.Close()
+	opts := fmt.Sprintf("fd=%d,pgrp=%d,minproto=5,maxproto=5,direct", answers.Fd(), unix.Getpgrp())
+	return errJoin(unix.Mount("none", dir, "autofs", 0, opts), unix.Mount("", dir, "", unix.MS_PRIVATE, ""))
+}
+
+// bare unmounts dir if it is an automount point: its automounter can make directories in
+// it, which is nobody's business.
+func bare(dir string) {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) == nil && st.Type == unix.AUTOFS_SUPER_MAGIC {
+		unix.Unmount(dir, 0)
+	}
 }
 
 // end takes away what is still mounted.
@@ -406,13 +479,18 @@ func (c *convergence) check() {
 // TestConverge does random things, drains at random and compares.
 func TestConverge(t *testing.T) {
 	for _, f := range testFilesystems {
-		for _, mode := range []string{"warm", "cold", "small", "threads", "heirs", "mounts"} {
+		for _, mode := range []string{"warm", "cold", "small", "threads", "hops", "heirs", "mounts"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
 				c := newConvergence(t, f.name, allOps)
+				defer c.mix.release()
 				turns := []func(func()){func(do func()) { do() }}
-				if mode == "threads" {
-					c.mix.flat = true
-					turns = append(turns, newThread(t), newThread(t))
+				if mode == "threads" || mode == "hops" {
+					c.mix.flat = mode == "threads"
+					turns = append(turns, newThread(t), newThread(t), func(do func()) {
+						if err := eachThread(1, func(int) error { do(); return nil }); err != nil {
+							t.Error(err)
+						}
+					})
 				}
 				mounter := &mounter{mixer: c.mix}
 				if mode == "mounts" {
@@ -441,7 +519,7 @@ func TestConverge(t *testing.T) {
 							c.mix.cause = c.mix.cause || !fs.how.whole()
 						}
 					}
-					if mode == "heirs" && c.mix.IntN(8) == 0 {
+					if (mode == "heirs" || mode == "hops") && c.mix.IntN(8) == 0 {
 						c.handOver(func() {
 							for range c.mix.IntN(8) {
 								c.mix.step()
@@ -455,7 +533,7 @@ func TestConverge(t *testing.T) {
 				if c.needless > 0 {
 					t.Errorf("all had to be listed %d times without a cause", c.needless)
 				}
-				if mode != "threads" && c.odd > 10+c.rounds/20 { // the kernel merges events, so that some order is lost
+				if mode != "threads" && mode != "hops" && c.odd > 10+c.rounds/20 { // the kernel merges events, so that some order is lost
 					t.Errorf("a client was told what it must take for odd %d times of %d", c.odd, c.rounds)
 				}
 			})
@@ -521,6 +599,7 @@ func TestConvergeRace(t *testing.T) {
 				for _, x := range mixers {
 					threads.Go(func() {
 						runtime.LockOSThread()
+						defer x.release()
 						for range 1 << x.IntN(9) {
 							x.step()
 						}

@@ -46,9 +46,9 @@ type filesystem struct {
 	doubtful  map[doubtKey]int
 	renames   []rename
 	exchanged half
-	linked    recent // the names that files were given and have, where handles cannot be opened
-	unlinked  recent // those that files have lost
-	left      uint64 // where in the queue a directory was told last to have gone out of sight
+	linked    recent[int]    // how many names a file was given and has, where handles cannot be opened
+	unlinked  recent[uint64] // names that files have lost, and where in the queue that was told
+	left      uint64         // where in the queue a directory was told last to have gone out of sight
 }
 
 // A fsKey names a filesystem. One without a filesystem mark stands twice: its

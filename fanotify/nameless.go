@@ -4,6 +4,7 @@ package fanotify
 
 import (
 	"hash/maphash"
+	"math/bits"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,25 +13,37 @@ import (
 // was removed since, or has lost that name and kept another. A file made with O_TMPFILE never
 // had it: it is called "#" and its inode's number.
 
-// recent counts what happened to files lately, by the hash of their handles: of the last
-// maxRecent files at least, of twice as many at most.
-type recent struct{ last, before map[uint64]int }
+// recent keeps something of the last maxRecent keys at least, of twice as many at most. A
+// key is a hash.
+type recent[T any] struct{ last, before map[uint64]T }
 
 const maxRecent = 4096
 
-func (r *recent) add(file handle, n int) {
+func (r *recent[T]) set(key uint64, to T) {
 	if len(r.last) >= maxRecent || r.last == nil {
-		r.last, r.before = make(map[uint64]int), r.last
+		r.last, r.before = make(map[uint64]T), r.last
 	}
-	r.last[maphash.Bytes(seed, file)] += n
+	r.last[key] = to
 }
 
-func (r *recent) count(file handle) int {
-	if len(r.last) == 0 {
-		return 0
+func (r *recent[T]) get(key uint64) (is T, ok bool) {
+	if is, ok = r.last[key]; !ok {
+		is, ok = r.before[key]
 	}
-	key := maphash.Bytes(seed, file)
-	return r.last[key] + r.before[key]
+	return is, ok
+}
+
+// forget forgets a key.
+func (r *recent[T]) forget(key uint64) {
+	delete(r.last, key)
+	delete(r.before, key)
+}
+
+func fileKey(file handle) uint64 { return maphash.Bytes(seed, file) }
+
+// linkKey is that of a file's name in dir.
+func linkKey(dir *node, name []byte, file handle) uint64 {
+	return maphash.String(seed, dir.handle) ^ bits.RotateLeft64(maphash.Bytes(seed, name), 1) ^ bits.RotateLeft64(fileKey(file), 2)
 }
 
 // nameless says whether the name of the event at hand, in dir, is not its file's. If
@@ -40,11 +53,11 @@ func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
 		return false
 	}
 	if ops&(Create|Delete) != 0 {
-		fs.countNames(e.fid, ops)
+		fs.countNames(dir, e, ops)
 		return false
 	}
 	temporary := isInodeName(e.at.name)
-	if !temporary && fs.unlinked.count(e.fid) == 0 {
+	if !temporary && !fs.wasUnlinked(dir, e) {
 		return false
 	}
 	l := look{fs: fs}
@@ -60,16 +73,40 @@ func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
 	return named || temporary || fs.how.whole() // else it may have another name for long
 }
 
-// countNames notes that a file was given a name, or has lost one.
-func (fs *filesystem) countNames(file handle, ops Op) {
-	if ops&Create != 0 && !fs.how.whole() {
-		fs.linked.add(file, 1)
+// countNames notes that a file was given a name in dir, or has lost one, or both.
+func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
+	if ops&(Create|Delete) == Create {
+		fs.found(dir, e.at.name, e.fid)
 	}
 	if ops&Delete != 0 {
-		fs.unlinked.add(file, 1)
-		if !fs.how.whole() {
-			fs.linked.add(file, -1)
-		}
+		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
+	}
+	if fs.how.whole() || ops&(Create|Delete) == Create|Delete {
+		return
+	}
+	change := 1
+	if ops&Delete != 0 {
+		change = -1
+	}
+	key := fileKey(e.fid)
+	names, _ := fs.linked.get(key)
+	fs.linked.set(key, names+change)
+}
+
+// wasUnlinked says whether the file has lost its name in dir before this batch. In a batch
+// the order of events says little, see settle.go.
+func (fs *filesystem) wasUnlinked(dir *node, e *event) bool {
+	if len(fs.unlinked.last) == 0 {
+		return false
+	}
+	at, ok := fs.unlinked.get(linkKey(dir, e.at.name, e.fid))
+	return ok && at <= fs.queue.told
+}
+
+// found notes that a file has a name in dir, which it may have lost before.
+func (fs *filesystem) found(dir *node, name []byte, file handle) {
+	if len(fs.unlinked.last) > 0 {
+		fs.unlinked.forget(linkKey(dir, name, file))
 	}
 }
 
@@ -92,7 +129,8 @@ func (l *look) names(dir *node, name []byte, file handle) bool {
 // that is known of one that was given it lately, and has not lost it.
 func (fs *filesystem) hasName(file handle) bool {
 	if !fs.how.whole() {
-		return fs.linked.count(file) > 0
+		names, _ := fs.linked.get(fileKey(file))
+		return names > 0
 	}
 	at, _, err := fs.views[0].enter()
 	if err != nil {
