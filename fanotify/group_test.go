@@ -375,16 +375,8 @@ func TestMounts(t *testing.T) {
 // Many changes, a short queue, a reader that sleeps: what is not told is
 // under an Overflow.
 func TestNoSilentLoss(t *testing.T) {
-	const limit = "/proc/sys/fs/fanotify/max_queued_events"
 	dir := mountTest(t, "tmpfs")
-	old, err := os.ReadFile(limit)
-	if err := errJoin(err, os.WriteFile(limit, []byte("16"), 0)); err != nil {
-		t.Fatal(err)
-	}
-	g := openTest(t)
-	if err := os.WriteFile(limit, old, 0); err != nil {
-		t.Fatal(err)
-	}
+	g := openQueued(t, 16)
 	_, told := watchTest(t, g, dir, true, Create)
 	for i := range 20000 {
 		touch(t, fmt.Sprint(dir, "/", i))

@@ -49,7 +49,7 @@ var testFilesystems = []struct {
 	over, lay  string
 }{
 	{name: "tmpfs"},
-	{name: "ext4", mkfs: "mkfs.ext4 -q -F", size: 32 << 20},
+	{name: "ext4", mkfs: "mkfs.ext4 -q -F -N 16384", size: 32 << 20},
 	{name: "xfs", mkfs: "mkfs.xfs -q -f", size: 320 << 20},
 	{name: "btrfs", mkfs: "mkfs.btrfs -q -f", size: 128 << 20},
 	{name: "subvolume", over: "btrfs", lay: `btrfs -q subvolume create $1/s && mount --bind $1/s $2`},
@@ -171,6 +171,22 @@ func openTest(t testing.TB) *Group {
 	}
 	t.Cleanup(func() { g.Close() })
 	return g
+}
+
+// openQueued does that with a queue for n events.
+func openQueued(t *testing.T, n int) *Group {
+	t.Helper()
+	const limit = "/proc/sys/fs/fanotify/max_queued_events"
+	old, err := os.ReadFile(limit)
+	if err := errJoin(err, os.WriteFile(limit, []byte(strconv.Itoa(n)), 0)); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(limit, old, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	return openTest(t)
 }
 
 type logWriter struct{ t testing.TB }
@@ -369,13 +385,9 @@ func (s *script) run(args []string) error {
 	}
 	switch cmd {
 	case "queue":
-		const limit = "/proc/sys/fs/fanotify/max_queued_events"
-		old, err := os.ReadFile(limit)
-		if err := errJoin(err, os.WriteFile(limit, []byte(args[0]), 0)); err != nil {
-			return err
-		}
-		s.g = openTest(s.t)
-		return os.WriteFile(limit, old, 0)
+		n, err := strconv.Atoi(args[0])
+		s.g = openQueued(s.t, n)
+		return err
 	case "watch":
 		return s.watch(args)
 	case "unwatch":
