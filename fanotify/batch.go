@@ -186,6 +186,9 @@ func (fs *filesystem) entry(e *event) {
 		if isDir && ops&(Create|Delete) == Create { // a directory that was removed comes never again
 			fs.how.appeared(fs.get(e.fid), dir, string(name), made)
 		}
+		if n := fs.nodes[string(e.fid)]; n != nil && n.doubts > 0 && isDir && ops&(Create|Delete) == Delete {
+			fs.emptied(n)
+		}
 		if !fs.nameless(e, s, dir, ops) {
 			fs.tellEntry(e, s, dir, ops)
 		}

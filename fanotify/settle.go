@@ -34,6 +34,7 @@ type doubt struct {
 	sure     bool   // it was only created, or only removed
 	at       uint64 // where in the queue that was told
 	certain  bool   // all that was under way when it was looked at has been told since
+	next     int    // the next one in the same directory, as node.doubts
 }
 
 type doubtKey struct {
@@ -68,10 +69,32 @@ func (fs *filesystem) believe(dir *node, d doubt, doubtful bool) {
 		if !bytes.Equal(was.file, d.file) {
 			d.file = nil
 		}
+		d.next = was.next
 		*was = d
 	} else if doubtful || undone {
-		fs.doubtful[key] = len(fs.doubts)
-		fs.doubts = append(fs.doubts, d)
+		fs.addDoubt(key, d)
+	}
+}
+
+func (fs *filesystem) addDoubt(key doubtKey, d doubt) {
+	fs.doubtful[key] = len(fs.doubts)
+	d.next = d.dir.doubts
+	fs.doubts = append(fs.doubts, d)
+	d.dir.doubts = len(fs.doubts)
+}
+
+// emptied tells that the names in the directory n went that were told as being there: it is
+// about to be told that it was removed, and so nothing was in it any more.
+func (fs *filesystem) emptied(n *node) {
+	for i := n.doubts; i > 0; {
+		d := &fs.doubts[i-1]
+		if i = d.next; !d.present {
+			continue
+		}
+		d.present = false
+		s := &fs.g.nesting
+		fs.findOrLose(s, n, d.name, Delete)
+		s.tell(Change{Op: Delete, Dir: d.isDir, Parent: n.handle})
 	}
 }
 
@@ -169,14 +192,16 @@ func (fs *filesystem) settle() {
 	}
 	fs.forgetDoubts()
 	for _, d := range unsettled {
-		fs.doubtful[doubtKey{d.dir, maphash.Bytes(seed, d.name)}] = len(fs.doubts)
-		fs.doubts = append(fs.doubts, d)
+		fs.addDoubt(doubtKey{d.dir, maphash.Bytes(seed, d.name)}, d)
 		fs.expecting = fs.expecting || d.expected
 	}
 }
 
 func (fs *filesystem) forgetDoubts() {
 	fs.expecting = false
+	for i := range fs.doubts {
+		fs.doubts[i].dir.doubts = 0
+	}
 	switch n := len(fs.doubts); {
 	case n > keepDoubts:
 		fs.doubts, fs.doubtful = nil, make(map[doubtKey]int)

@@ -266,10 +266,32 @@ func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
 		return err
 	}
 	if string(h) != n.handle {
-		unix.Close(fd)
-		return errMoving
+		o := s.fs.nodes[string(h)]
+		switch {
+		case o != nil && o.marked && o.parent == dir && o.name == name:
+			return unix.Close(fd) // another has its place: an event told of that
+		case !s.evicted(n, h):
+			unix.Close(fd)
+			return errMoving
+		}
+		n = s.fs.rehandle(n, h)
+		s.fs.move(n, dir, name)
 	}
 	return s.walk(n, fd, walk{tell: tell})
+}
+
+// evicted says whether h is the new handle of n, which had no mark yet to keep its inode in
+// memory: most FUSE servers have the kernel make a new inode then. Of a directory that is
+// known the handle is its own.
+func (s *directoryMarks) evicted(n *node, h handle) bool {
+	if o := s.fs.nodes[string(h)]; o != nil && (o.parent != nil || o.marked || o.site != nil || o.mounts != nil) {
+		return false
+	}
+	if fd, _, err := s.fs.views[0].open(string(h)); err == nil { // else no handle can be opened here
+		unix.Close(fd)
+		return !s.fs.has(n.handle)
+	}
+	return false
 }
 
 // readHere opens the directory that name is for reading, and returns its handle. What is

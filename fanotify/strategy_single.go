@@ -37,9 +37,13 @@ func (*singleMarks) arm(*node, *view, uint64) error { return nil }
 func (*singleMarks) disarm(*view, uint64) error { return nil }
 
 func (s *singleMarks) locate(n *node) error {
-	for _, w := range s.fs.watches {
-		if d := w.node; !d.listed {
-			d.listed = true
+	for _, again := range []bool{false, true} { // its handle may be new, see directoryMarks.evicted
+		for _, w := range s.fs.watches {
+			d := w.node
+			if n.parent != nil || d.listed == s.fs.g.batch || d.listed != 0 && !again {
+				continue
+			}
+			d.listed = s.fs.g.batch
 			if err := s.list(d); err != nil {
 				return err
 			}
@@ -93,6 +97,6 @@ func (s *singleMarks) open(n *node, mountID int) (int, error) {
 func (s *singleMarks) forget() {
 	s.fs.forgetNodes()
 	for _, w := range s.fs.watches {
-		w.node.listed = false
+		w.node.listed = 0
 	}
 }

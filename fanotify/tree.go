@@ -30,13 +30,15 @@ var (
 // A node is a directory.
 type node struct {
 	handle string
+	former string // its handle before, by which events may still call it, see rehandle
 	parent *node  // nil: not known
 	name   string // "" with a parent: not known
 	kids   int    // nodes whose parent it is
+	doubts int    // where in filesystem.doubts the last one of a name in it is, from 1; 0 is none
 
-	marked  bool // it is marked as part of a watch tree, see directoryMarks
-	pending bool // it was, before the event was told that it came into another's sight
-	listed  bool // the directories in it are known, see singleMarks
+	marked  bool   // it is marked as part of a watch tree, see directoryMarks
+	pending bool   // it was, before the event was told that it came into another's sight
+	listed  uint64 // the batch in which the directories in it were listed, see singleMarks; else 0
 
 	prev, next *node    // in the lru ring; nil for nodes that are needed
 	*site               // nil for directories that are not held open
@@ -55,6 +57,21 @@ func (fs *filesystem) get(h handle) *node {
 		fs.pin(n)
 		fs.unpin(n) // to the front
 	}
+	return n
+}
+
+// rehandle gives n another handle, of which nothing is known but perhaps what is in it: then
+// that node is returned, which stands for n from now on.
+func (fs *filesystem) rehandle(n *node, h handle) *node {
+	o := fs.nodes[string(h)]
+	if o != nil && o.kids > 0 {
+		return o
+	}
+	if o != nil {
+		fs.pin(o) // it is dropped
+	}
+	n.former, n.handle = n.handle, string(h)
+	fs.nodes[n.handle] = n
 	return n
 }
 
@@ -108,7 +125,7 @@ func (fs *filesystem) trim() {
 	for len(fs.nodes) > keep && fs.lru.prev != &fs.lru {
 		n := fs.lru.prev
 		if n.parent != nil {
-			n.parent.listed = false
+			n.parent.listed = 0
 		}
 		fs.evict(n)
 	}
@@ -125,6 +142,9 @@ func (fs *filesystem) evict(n *node) {
 	if n.next != nil {
 		fs.pin(n)
 		delete(fs.nodes, n.handle)
+		if fs.nodes[n.former] == n {
+			delete(fs.nodes, n.former)
+		}
 	}
 }
 
