@@ -13,6 +13,7 @@
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make bench-smb    what clients wait for, beside the distribution's smbd in the same guest; SMB=short takes two minutes
+# make bench-stock  what our module costs clients that watch nothing, beside the distribution's in the same guest
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make test-release a release, its tarball, packages and apt repository
 # make test-cross   ksmbd.ko is built for arm64, and for 32-bit big-endian PowerPC
@@ -41,8 +42,8 @@ BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)$(SUITE:%=-%)))
 
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
-# and durable handles in test-regression, SMB the form of bench-smb, full or short, with PARTS and CLOCK as its bench.sh says, FUZZ for how long a fuzzer runs and SEED
-# what its input is made of (0: a new one), FOR how long TestSoak runs, with BLOWS of that name and WATCHES a
+# and durable handles in test-regression, SMB the form of bench-smb, full or short, with PARTS and CLOCK as its bench.sh
+# says, FUZZ for how long a fuzzer runs and SEED what its input is made of (0: a new one), FOR how long TestSoak runs, with BLOWS of that name and WATCHES a
 # filesystem, LOUD=yes for the log of what the daemon does in it.
 TRIES ?= 10
 SLOW  ?= 2
@@ -71,7 +72,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover fuzz fuzz-kernel bench bench-smb check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
 all: build
 
 build:
@@ -206,6 +207,11 @@ test-install: deb rpm
 bench-smb: build module $(guest) $(BUILD)/samba-4.17/smbd.cpio
 	@$(packages) gnuplot-nox
 	@test/guest/bench.sh $(BUILD) $(SMB)
+
+# By instructions, so that a busy machine does not decide.
+bench-stock: build module $(guest)
+	@ICOUNT=shift=2,sleep=off test/guest/run.sh $(BUILD) bench-stock 600 $(BUILD)/guest/e2e.test $(BUILD)/module/$$(cat $(BUILD)/linux/release)/ksmbd.ko \
+		$(BUILD)/ksmbd-notifyd -- /rig/e2e.test -bench-stock -bench-rounds 3 -quiet
 
 $(BUILD)/samba-4.17/smbd.cpio: test/guest/samba.sh
 	@$(packages) $(PACKAGES_GUEST) mmdebstrap

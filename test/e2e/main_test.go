@@ -33,6 +33,7 @@ var (
 	benchParts = flag.String("bench-parts", "", "only those parts of it, a regular expression")
 	benchClock = flag.String("bench-clock", "", "what there is to say of time there")
 	benchTimes = flag.Int("bench-rounds", 5, "in so many rounds")
+	benchPlain = flag.Bool("bench-stock", false, "only measure what our module costs those that watch nothing")
 	recordTo   = flag.String("record", "", "only run smbtorture tests and record in this file which pass")
 )
 
@@ -79,6 +80,10 @@ func runMain(m *testing.M) (code int) {
 		}
 	case *benchForm != "":
 		if err := benchSMB(*benchForm, *benchTimes, os.Stdout); err != nil {
+			fail(err)
+		}
+	case *benchPlain:
+		if err := benchStock(*benchTimes, os.Stdout); err != nil {
 			fail(err)
 		}
 	case *recordTo != "":
