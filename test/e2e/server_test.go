@@ -362,7 +362,13 @@ func stopMountd() error {
 	err := command("ksmbd.control", "-s")
 	server.mountd.wait() // it ends itself by a signal: how it ended says nothing
 	server.mountd = nil
-	return err
+	// It may have started a worker when that had ended ksmbd, and ksmbd with it, before it was ended itself.
+	return errors.Join(err, until(long, func() error {
+		if listening() != nil {
+			return nil
+		}
+		return errors.Join(command("ksmbd.control", "-s"), errors.New("ksmbd still listens"))
+	}))
 }
 
 // daemonUser and daemonCaps are what the unit has systemd give the daemon.

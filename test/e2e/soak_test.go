@@ -769,7 +769,7 @@ func init() { // one has others dealt with it
 			s.pause(500)
 			gone := until(long, func() error { // or one would be cut off later
 				if n := connections(s.T); n > 0 {
-					return fmt.Errorf("%d connections are left", n)
+					return fmt.Errorf("%d connections are left, listening: %v", n, listening() == nil)
 				}
 				return nil
 			})
