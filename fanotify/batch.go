@@ -186,8 +186,8 @@ func (fs *filesystem) entry(e *event) {
 		if isDir && ops&(Create|Delete) == Create { // a directory that was removed comes never again
 			fs.how.appeared(fs.get(e.fid), dir, string(name), made)
 		}
-		if n := fs.nodes[string(e.fid)]; n != nil && n.doubts > 0 && isDir && ops&(Create|Delete) == Delete {
-			fs.emptied(n)
+		if isDir && ops&(Create|Delete) == Delete {
+			fs.emptied(fs.nodes[string(e.fid)])
 		}
 		if !fs.nameless(e, s, dir, ops) {
 			fs.tellEntry(e, s, dir, ops)
@@ -211,10 +211,16 @@ func (fs *filesystem) tellEntry(e *event, s *scope, dir *node, ops Op) {
 	}
 	c := fs.change(e, e.fid)
 	c.Parent = dir.handle
-	for _, op := range [...]Op{ops & Create, ops & data, ops & Delete} {
-		if c.Op = op; op != 0 {
-			s.tell(c)
-		}
+	if ops&Create != 0 {
+		c.Op = Create
+		s.tell(c)
+	}
+	if c.Op = ops & data; c.Op != 0 {
+		s.tell(c)
+	}
+	if ops&Delete != 0 {
+		c.Op = Delete
+		s.tell(c)
 	}
 	if ops&(Create|Delete) != 0 {
 		d := doubt{name: name, present: ops&Delete == 0, isDir: isDir, merged: ops&Create != 0 && ops&Delete != 0}

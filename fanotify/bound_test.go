@@ -110,7 +110,7 @@ func eachThread(n int, do func(i int) error) error {
 }
 
 // threadTime returns how long the processor has worked for this thread.
-func threadTime(t *testing.T) time.Duration {
+func threadTime(t testing.TB) time.Duration {
 	t.Helper()
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {

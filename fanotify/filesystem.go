@@ -32,14 +32,16 @@ type filesystem struct {
 	held    int          // not to be closed yet
 	nested  uint64       // what its mark has for the sake of these
 
-	nodes  map[string]*node // by handle
-	top    *node            // parent of what is above every mount
-	lru    node             // ring of the nodes that may be evicted, next is the most recently used
-	marked int              // nodes that are marked as part of a watch tree
-	loose  []*node          // nodes whose position nothing keeps right
-	stale  bool             // forget the tree at the end of the batch
-	hidden bool             // some are taken to be out of sight, since something is mounted over them
-	retry  time.Time        // when to try again to mark what could not be; else zero
+	nodes   map[string]*node // by handle
+	got     *node            // that get returned last
+	top     *node            // parent of what is above every mount
+	changes uint64           // how often anything of the tree has changed by which a scope is found
+	lru     node             // ring of the nodes that may be evicted, next is the most recently used
+	marked  int              // nodes that are marked as part of a watch tree
+	loose   []*node          // nodes whose position nothing keeps right
+	stale   bool             // forget the tree at the end of the batch
+	hidden  bool             // some are taken to be out of sight, since something is mounted over them
+	retry   time.Time        // when to try again to mark what could not be; else zero
 
 	doubts    []doubt // see settle.go
 	expecting bool    // some are of names that a walk found

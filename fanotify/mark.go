@@ -88,6 +88,7 @@ func (fs *filesystem) want(n *node, dir *os.File, mountID int, mask uint64) erro
 			return err
 		}
 		n.site = &site{dir: dir, view: v}
+		fs.changes++
 		fs.pin(n)
 	}
 	n.users++
@@ -119,5 +120,6 @@ func (fs *filesystem) release(n *node) {
 	n.dir.Close()
 	fs.unsee(n.view)
 	n.site = nil
+	fs.changes++
 	fs.unpin(n)
 }

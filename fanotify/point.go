@@ -577,6 +577,7 @@ func (g *Group) put(p *point) {
 
 // mountsAt returns the points at n, which stays as long as there are any.
 func (fs *filesystem) mountsAt(n *node) *mounted {
+	fs.changes++
 	if n.mounts == nil {
 		n.mounts = new(mounted)
 		fs.pin(n)
@@ -586,6 +587,7 @@ func (fs *filesystem) mountsAt(n *node) *mounted {
 
 // unmount takes a point from n.
 func (fs *filesystem) unmount(n *node, p *point) {
+	fs.changes++
 	is := func(o *point) bool { return o == p }
 	n.mounts.in, n.mounts.of = slices.DeleteFunc(n.mounts.in, is), slices.DeleteFunc(n.mounts.of, is)
 	if len(n.mounts.in)+len(n.mounts.of) == 0 {

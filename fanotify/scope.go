@@ -16,6 +16,10 @@ type scope struct {
 	more   [][]byte      // as many others, for names that go on above a mount
 	used   int           // of these
 	unsure bool          // some watches see the name, and nobody can say what they call it
+
+	last   *node  // the directory whose hits these are, if they are as good for another name in it
+	tree   uint64 // filesystem.changes when that was so
+	length int    // of the name
 }
 
 // A hit is a directory with watches.
@@ -44,7 +48,35 @@ type climb struct {
 // find fills s for name in dir. When it fails, the hits are right as far as
 // they go.
 func (s *scope) find(fs *filesystem, dir *node, name []byte) error {
-	return s.findIn(fs, dir, name, 0)
+	if s.last == dir && dir != nil && s.tree == fs.changes && s.renameTo(name) {
+		return nil
+	}
+	err := s.findIn(fs, dir, name, 0)
+	if err == nil && !s.unsure && s.used == 0 {
+		s.last, s.tree, s.length = dir, fs.changes, len(name)
+	}
+	return err
+}
+
+// renameTo has the hits be of another name in the same directory. It returns false if that
+// would be too long.
+func (s *scope) renameTo(name []byte) bool {
+	if len(s.hits) == 0 {
+		return true
+	}
+	end := len(s.buf)
+	above := s.buf[end-len(s.hits[len(s.hits)-1].name) : end-s.length] // what the highest has before the name
+	if len(above)+len(name) > end {
+		return false
+	}
+	copy(s.buf[end-len(name)-len(above):], above)
+	copy(s.buf[end-len(name):], name)
+	for i := range s.hits {
+		h := &s.hits[i]
+		h.name = s.buf[end-len(name)-len(h.name)+s.length:]
+	}
+	s.length = len(name)
+	return true
 }
 
 // findIn is find for what is in the mount with that id; 0 is any.
@@ -69,7 +101,7 @@ func (s *scope) findDirectory(fs *filesystem, n *node) error {
 }
 
 func (s *scope) begin(mount int) climb {
-	s.hits, s.used, s.unsure = s.hits[:0], 0, false
+	s.hits, s.used, s.unsure, s.last = s.hits[:0], 0, false, nil
 	return climb{buf: s.buf[:], at: len(s.buf), cut: len(s.buf), mount: mount}
 }
 
@@ -83,7 +115,9 @@ func (s *scope) climb(fs *filesystem, n *node, c climb) error {
 		if fs.trees == 0 && len(fs.points) == 0 {
 			break
 		}
-		failed = cmp.Or(failed, s.crossAll(n, &c))
+		if n.mounts != nil {
+			failed = cmp.Or(failed, s.crossAll(n, &c))
+		}
 		var err error
 		if n, err = s.up(fs, n, &c); err != nil {
 			return err

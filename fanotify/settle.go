@@ -86,6 +86,9 @@ func (fs *filesystem) addDoubt(key doubtKey, d doubt) {
 // emptied tells that the names in the directory n went that were told as being there: it is
 // about to be told that it was removed, and so nothing was in it any more.
 func (fs *filesystem) emptied(n *node) {
+	if n == nil {
+		return
+	}
 	for i := n.doubts; i > 0; {
 		d := &fs.doubts[i-1]
 		if i = d.next; !d.present {

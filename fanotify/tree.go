@@ -47,16 +47,20 @@ type node struct {
 
 // get returns the node of h, made if need be.
 func (fs *filesystem) get(h handle) *node {
+	if fs.got != nil && fs.got.handle == string(h) {
+		return fs.got // as most are that follow one another
+	}
 	n := fs.nodes[string(h)]
 	switch {
 	case n == nil:
 		n = &node{handle: string(h)}
 		fs.nodes[n.handle] = n
 		fs.unpin(n)
-	case n.next != nil:
+	case n.next != nil && n.prev != &fs.lru:
 		fs.pin(n)
 		fs.unpin(n) // to the front
 	}
+	fs.got = n
 	return n
 }
 
@@ -70,6 +74,8 @@ func (fs *filesystem) rehandle(n *node, h handle) *node {
 	if o != nil {
 		fs.pin(o) // it is dropped
 	}
+	fs.changes++
+	fs.got = nil
 	n.former, n.handle = n.handle, string(h)
 	fs.nodes[n.handle] = n
 	return n
@@ -93,6 +99,7 @@ func (fs *filesystem) unpin(n *node) {
 
 // move puts n where it is now. A nil parent means that this is not known.
 func (fs *filesystem) move(n, parent *node, name string) {
+	fs.changes++
 	if old := n.parent; old != nil {
 		if old.kids--; old.kids == 0 {
 			fs.unpin(old)
@@ -133,6 +140,7 @@ func (fs *filesystem) trim() {
 
 // evict forgets where n is, and n itself if nothing else needs it.
 func (fs *filesystem) evict(n *node) {
+	fs.got = nil
 	fs.move(n, nil, "")
 	if n.marked {
 		n.marked, n.pending = false, false
@@ -150,6 +158,8 @@ func (fs *filesystem) evict(n *node) {
 
 // forgetNodes drops the tree but for the directories that are needed.
 func (fs *filesystem) forgetNodes() {
+	fs.changes++
+	fs.got = nil
 	fs.stale, fs.hidden = false, false
 	fs.marked = 0
 	fs.lru.prev, fs.lru.next = &fs.lru, &fs.lru

@@ -205,6 +205,7 @@ func (g *Group) enlist(w *Watch, dir *os.File) error {
 	if given != nil {
 		w.dir = w.node.dir
 	}
+	fs.changes++
 	w.inFS, fs.watches = len(fs.watches), append(fs.watches, w)
 	w.inNode, w.node.watches = len(w.node.watches), append(w.node.watches, w)
 	if w.tree {
@@ -316,6 +317,7 @@ func (w *Watch) stop() error {
 	fs, n := w.fs, w.node
 	w.closed = true
 	fs.held++
+	fs.changes++
 	drop(&fs.watches, w.inFS, func(o *Watch, i int) { o.inFS = i })
 	drop(&n.watches, w.inNode, func(o *Watch, i int) { o.inNode = i })
 	fs.ask(w, -1)
