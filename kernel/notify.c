@@ -42,10 +42,10 @@ void notify_item_put(struct notify_item *item)
 		notify_item_put(&watch->item);
 }
 
-/* Nobody waits for the daemon to learn of an end: it may hear of several at once. */
+/* Nobody waits for the daemon to learn of an end: several share one wake-up. */
 #define NOTIFY_END_DELAY	(HZ / 100)
 
-/* The daemon is told by a work item: queueing happens under spinlocks. */
+/* Wakes the daemon. Items are queued under spinlocks: hence a work item. */
 static void notify_bell_work(struct work_struct *ws)
 {
 	bool waits;
@@ -93,7 +93,7 @@ void notify_item_unqueue(struct notify_item *item)
 	notify_item_put(item);
 }
 
-/* Nobody waits any more for @item to be acknowledged, if somebody did. */
+/* @item has been acknowledged, or nobody waits for that any more. */
 void notify_item_land(struct notify_item *item)
 {
 	lockdep_assert_held(&notify_lock);
@@ -114,8 +114,8 @@ void notify_request_set_handled(struct ksmbd_notify_request *req)
 }
 
 /*
- * The client gets its STATUS_PENDING. If that is not yet true because the
- * daemon is late or absent, a rescan makes up for it.
+ * Lets STATUS_PENDING go out. If the watch is not armed yet, because the daemon
+ * is late or absent, its client is told to rescan once it is.
  */
 void notify_request_promise(struct ksmbd_notify_request *req)
 {
@@ -128,7 +128,7 @@ void notify_request_promise(struct ksmbd_notify_request *req)
 	notify_request_set_handled(req);
 	if (watch->fp) {
 		watch->promised = true;
-		/* If the daemon has it, it learns that by another item. */
+		/* A daemon that has the watch gets another item for this. */
 		if (!watch->armed)
 			watch->rescan = true;
 	}
@@ -167,9 +167,10 @@ void notify_request_finish(struct ksmbd_notify_request *req, __le32 status)
 
 /*
  * Ends @req without the daemon. Only a cancelled request still waits until
- * the daemon has handled it, so that the watch is armed by the time the client
- * learns of its end; the other ends end the watch as well. A request that the
- * daemon has claimed is the daemon's, but may come back.
+ * the daemon has acknowledged it, so that the watch is armed by the time the
+ * client learns of its end; the other ends end the watch as well. A request
+ * that the daemon has completed ends as that says, and with @status only if
+ * its user may see none of the records.
  */
 void notify_request_end(struct ksmbd_notify_request *req, __le32 status)
 {
@@ -224,7 +225,7 @@ bool ksmbd_notify_watching(void)
 static void notify_timeout_work(struct work_struct *ws);
 static DECLARE_DELAYED_WORK(notify_timeout, notify_timeout_work);
 
-/* The daemon is late: its clients wait no longer. */
+/* The daemon is late: STATUS_PENDING no longer waits for it. */
 static void notify_timeout_work(struct work_struct *ws)
 {
 	const unsigned long timeout = msecs_to_jiffies(KSMBD_NOTIFY_ACK_TIMEOUT);
@@ -233,7 +234,7 @@ static void notify_timeout_work(struct work_struct *ws)
 
 	spin_lock(&notify_lock);
 	list_for_each_entry_safe(req, tmp, &notify_waiting, waiting) {
-		/* Many items take long, but who gets on with them is not stuck. */
+		/* A daemon that works through many items is slow, not stuck. */
 		until = req->deadline;
 		if (time_before(until, notify_progress + timeout))
 			until += min(notify_progress + timeout - until,

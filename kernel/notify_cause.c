@@ -2,10 +2,11 @@
 /*
  * What SMB requests change of a file's metadata.
  *
- * fsnotify tells all of it as ATTRIB. Whoever changes it on behalf of an SMB
- * request says what, and what it did from begin to end is a cause. The daemon
- * fetches causes after it has read its queue: the cause of a change that it
- * has read there has ended by then, or still runs.
+ * fsnotify reports a change of times, attributes, owner, security descriptor or
+ * extended attributes as ATTRIB, without saying which. So an SMB request records
+ * what it changes between ksmbd_notify_begin() and ksmbd_notify_end(): a cause.
+ * The daemon fetches the causes after it has read its queue. The cause of every
+ * event that it has read there has ended by then, or is still running.
  */
 
 #include <linux/exportfs.h>

@@ -15,7 +15,7 @@ static u32 notify_registrations;		/* of all daemons so far */
 /* Of change records that wait to be sent: on a connection, and in all. */
 #define NOTIFY_MAX_CONN_BYTES	(2 * SMB3_MAX_IOSIZE)
 #define NOTIFY_MAX_BYTES	SZ_64M
-/* What is more is not encrypted and sent while the daemon waits. */
+/* A longer response is encrypted and sent by a work item, not by the daemon. */
 #define NOTIFY_SEND_HERE	SZ_8K
 
 static void notify_offer_all(void)
@@ -92,7 +92,7 @@ out:
 	spin_unlock(&notify_lock);
 }
 
-/* Takes the item that is to go next from its queue. */
+/* Removes the next item from its queue; @end says which queue goes first. */
 static struct notify_item *notify_item_pop(bool end)
 {
 	struct list_head *queue = end ? &notify_ends : &notify_items;
@@ -197,11 +197,11 @@ void ksmbd_notify_unnext(u32 daemon, struct ksmbd_notify_next *from, int n)
 		case KSMBD_NOTIFY_ITEM_TYPE_REQUEST:
 			notify_item_land(item);
 			item_request(item)->known = false;
-			/* Nobody waits for it any more, or somebody for its end. */
+			/* It has ended, and nobody waits for the daemon. */
 			if (item_request(item)->taken &&
 			    item_request(item)->handled)
 				goto put;
-			/* It has been queued as one that is to be forgotten. */
+			/* ksmbd_notify_next() may have queued it as CANCEL. */
 			notify_item_unqueue(item);
 			item->type = KSMBD_NOTIFY_ITEM_TYPE_REQUEST;
 			break;
@@ -237,7 +237,7 @@ static __le32 errno_status(int err)
 	}
 }
 
-/* A watch has ended before it began: no STATUS_PENDING, and no unwatch. */
+/* The daemon cannot watch: an error instead of STATUS_PENDING, and no UNWATCH. */
 static void watch_refuse(struct notify_watch *watch, int err)
 {
 	struct ksmbd_notify_request *req;
@@ -259,7 +259,7 @@ static void watch_arm(struct notify_watch *watch)
 	if (!watch->fp)
 		return;
 	watch->armed = true;
-	/* A client was promised what was not true yet. */
+	/* STATUS_PENDING was sent before this. */
 	if (watch->rescan)
 		notify_item_queue(&watch->item, KSMBD_NOTIFY_ITEM_TYPE_WATCH);
 }
@@ -288,7 +288,7 @@ int ksmbd_notify_ack(u32 daemon, u64 id, int err)
 	hash_for_each_possible(notify_flight, item, flight, id)
 		if (item->id == id)
 			break;
-	if (!item && err) /* it took too long to find that out */
+	if (!item && err) /* the error comes after the timeout */
 		hash_for_each_possible(notify_requests, req, hash, id)
 			if (req->item.id == id && req->known)
 				item = &req->item;
@@ -304,7 +304,7 @@ int ksmbd_notify_ack(u32 daemon, u64 id, int err)
 			watch_refuse(req->watch, err);
 		else if (!req->handled && notify_conn_claim(req->work->conn))
 			conn = req->work->conn;
-		/* One that was cancelled waits for this, whatever became of it. */
+		/* A cancelled request waits for this, refused or not. */
 		notify_request_promise(req);
 	} else if (err) {
 		watch_refuse(item_watch(item), err);
@@ -378,7 +378,7 @@ void notify_request_withheld(struct ksmbd_notify_request *req)
 
 	lockdep_assert_held(&notify_lock);
 
-	/* The oldest of a watch is answered first. */
+	/* The oldest is answered first: with what a later one was to get. */
 	if (!req->status) {
 		list_for_each_entry_continue(next, &req->watch->requests, entry)
 			if (next->told) {
@@ -421,7 +421,10 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 			break;
 	if (!req)
 		goto out;
-	/* One before it may be back, which the daemon is yet to learn. */
+	/*
+	 * An older request, all of whose records were withheld, may pend again,
+	 * which the daemon does not know yet: it is answered first.
+	 */
 	list_for_each_entry(oldest, &req->watch->requests, entry)
 		if (!oldest->taken && oldest->known)
 			break;
@@ -434,7 +437,7 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 		told->status = KSMBD_NOTIFY_STATUS_ENUM_DIR;
 		told->length = 0;
 	}
-	/* It stays with its watch: who ends that notes a status. */
+	/* It stays in watch->requests, where an end is noted as req->status. */
 	req->taken = true;
 	hash_del(&req->hash);
 	req->watch->promised = true;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What the files of our part share, and its lock rules.
+ * What the files of the notify part share, and its lock rules.
  *
  * notify.c		life of watches and requests, offered and ended
  * notify_park.c	the handler for CHANGE_NOTIFY, which parks requests

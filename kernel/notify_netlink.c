@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The generic netlink family "ksmbd-notify": what the daemon says and is told.
+ * The generic netlink family "ksmbd-notify": the conversation with the daemon.
  *
- * A handler waits for no client's socket and touches no filesystem. Only the socket that has
- * registered may do more than that, until it is released, however the daemon
- * has died. The family lives in the initial network namespace alone, where a
- * port id names a socket.
+ * No handler waits for a client's socket or touches a filesystem. All but
+ * REGISTER is only for the socket that has registered, until the kernel
+ * releases it, however the daemon died. The family exists in the initial
+ * network namespace alone, where a port id identifies a socket.
  */
 
 #include <linux/cred.h>
@@ -185,7 +185,7 @@ static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 	bool all = false;
 	void *hdr;
 
-	/* First what may fail without an item in hand. */
+	/* Allocate first: if that fails, no item has to be given back. */
 	next = kcalloc(NOTIFY_NEXT_ITEMS, sizeof(*next), GFP_KERNEL);
 	msg = nlmsg_new(NOTIFY_NEXT_SIZE, GFP_KERNEL);
 	hdr = msg ? notify_put(msg, info) : NULL;
@@ -215,11 +215,11 @@ static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 	if (put)
 		err = 0;
 	if (!err) {
-		/* Without, it asks once more. */
+		/* Without this flag the daemon asks again. */
 		if (all && put == n)
 			nla_put_flag(msg, KSMBD_NOTIFY_A_ITEMS_ALL);
 		genlmsg_end(msg, hdr);
-		/* All is in place by the time that anybody can read it. */
+		/* The descriptors are installed before the reply can be read. */
 		err = genlmsg_reply(msg, info);
 		if (err)
 			put = 0;

@@ -145,7 +145,7 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 		status = STATUS_FILE_CLOSED;
 		goto out;
 	}
-	/* See ksmbd_notify_session_expired(): it has been, or finds this. */
+	/* If it expires later, ksmbd_notify_session_expired() finds the request. */
 	if (work->sess->state != SMB2_SESSION_VALID) {
 		status = STATUS_USER_SESSION_DELETED;
 		goto out;
@@ -221,7 +221,7 @@ static __le32 request_park(struct ksmbd_work *work, struct ksmbd_file *fp,
 	rc = conn->ops->set_rsp_credits(work);
 	spin_unlock(&conn->credits_lock);
 	if (rc) {
-		/* Nothing is sent of what is held: take it back. */
+		/* Nothing has been sent for it yet: undo it. */
 		spin_lock(&notify_lock);
 		notify_request_end(req, STATUS_INVALID_PARAMETER);
 		spin_unlock(&notify_lock);
@@ -247,7 +247,7 @@ err:
 	return status;
 }
 
-/* The responses before a parked request, the last of a compound, go out. */
+/* A parked request is the last of a compound: those before it are answered now. */
 static void notify_leave_compound(struct ksmbd_work *work)
 {
 	struct smb2_hdr *last = ksmbd_resp_buf_curr(work);
@@ -337,7 +337,7 @@ int smb2_notify(struct ksmbd_work *work)
 	struct smb2_hdr *rsp_hdr = ksmbd_resp_buf_next(work);
 	__le32 status;
 
-	/* A related request may do without; CLOSE after it looks here. */
+	/* A related request may have none, and a CLOSE after it reads it here. */
 	rsp_hdr->SessionId = cpu_to_le64(work->sess->id);
 
 	status = notify_request(work, req);

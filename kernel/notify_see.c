@@ -107,7 +107,7 @@ static struct dentry *find_named(struct ksmbd_notify_request *req,
 	const struct cred *user;
 	struct path path;
 
-	/* With the daemon's rights: it is not known yet of what to ask the user's. */
+	/* Not as the user: it may be another directory, of which nothing is asked. */
 	user = override_creds(req->work->saved_cred);
 	if (!lookup_parent(req, name, len, LOOKUP_NO_XDEV, &path)) {
 		if (is_handle_of(fh, d_inode(path.dentry)))
@@ -295,7 +295,7 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		fh = NULL;
 	} else if (!req->listed || !same_handle(req->listed, fh)) {
 		req->may_list = may_list(req, fh, name, len);
-		/* What was not found by its name need not be gone. */
+		/* One that was not found by its name may still be there. */
 		if (can_open_handles(req)) {
 			if (req->may_list < 0)
 				req->may_list = verdict_recall(req->watch, fh);
@@ -304,7 +304,7 @@ static bool may_see(struct ksmbd_notify_request *req, const char *name, int len,
 		}
 	}
 	req->listed = fh;
-	/* Neither to be told nor to be kept quiet about: list it anew. */
+	/* Nobody knows whether the user may see it: the client must list anew. */
 	if (req->may_list < 0 && !was_hidden(req, name, len))
 		req->lost = true;
 	return req->may_list > 0;

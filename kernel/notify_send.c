@@ -21,7 +21,7 @@
 #define SEND_TIMEOUT	(5 * HZ)	/* as ksmbd has it, KSMBD_TCP_SEND_TIMEOUT */
 #define SEND_MAX_DELAY	(HZ / 8)
 
-/* Has the connection's work run, which holds a reference to it meanwhile. */
+/* Queues the connection's work item, which has a reference to it until it ran. */
 static void send_after(struct ksmbd_conn *conn, unsigned long delay)
 {
 	struct workqueue_struct *wq = conn->transport->ops->rdma_read ?
@@ -62,7 +62,7 @@ bool notify_conn_claim(struct ksmbd_conn *conn)
 	return true;
 }
 
-/* Something of @req may have become fit to be sent. */
+/* Queues @req if it has a response that can be sent now. */
 void notify_request_send(struct ksmbd_notify_request *req)
 {
 	struct ksmbd_conn *conn = req->work->conn;
@@ -78,7 +78,7 @@ void notify_request_send(struct ksmbd_notify_request *req)
 		send_after(conn, 0);
 }
 
-/* Makes the response of @req what is to be sent. */
+/* Builds the response of @req: header, records, signature, encryption. */
 static int request_build(struct ksmbd_notify_request *req, __le32 status)
 {
 	struct ksmbd_work *work = req->work;
@@ -87,7 +87,7 @@ static int request_build(struct ksmbd_notify_request *req, __le32 status)
 	u32 length = 0;
 	int rc;
 
-	/* Encryption has spoilt what the interim response was made of. */
+	/* The interim response may have been encrypted: start afresh. */
 	kfree(work->tr_buf);
 	work->tr_buf = NULL;
 	work->iov_idx = 0;
@@ -131,8 +131,8 @@ static int request_build(struct ksmbd_notify_request *req, __le32 status)
 }
 
 /*
- * Sends what is left of the response in @work. If that is not all, it becomes
- * ksmbd_notify_conn.rest: nothing else may be sent before that.
+ * Sends what is left of the response in @work. If the socket takes only a part,
+ * @work becomes ksmbd_notify_conn.rest: nothing else may be sent before it.
  */
 static int work_send(struct ksmbd_work *work, int flags)
 {
@@ -148,7 +148,7 @@ static int work_send(struct ksmbd_work *work, int flags)
 	if (sent < 0)
 		return sent;
 	nc->stalled = 0;
-	/* RDMA does not say how much that was: it is all. */
+	/* RDMA does not say how much it sent: it sends all. */
 	if (!sent || sent == size) {
 		nc->rest = NULL;
 		return 0;
@@ -163,7 +163,7 @@ static int work_send(struct ksmbd_work *work, int flags)
 }
 
 /**
- * ksmbd_notify_write_rest() - send what has to be sent first
+ * ksmbd_notify_write_rest() - finish a response that was sent in part
  * @conn:	connection, whose srv_mutex the caller holds to send something
  * @flags:	MSG_DONTWAIT or 0
  *
@@ -198,7 +198,7 @@ static int request_write(struct ksmbd_notify_request *req)
 	if (!mutex_trylock(&conn->srv_mutex)) {
 		if (!req->begun) {
 			/*
-			 * Whoever waits for it as well may send this first.
+			 * Whoever gets the mutex next sends this first.
 			 * Pairs with ksmbd_notify_write_rest().
 			 */
 			smp_store_release(&nc->rest, req->work);
@@ -223,7 +223,7 @@ static int request_write(struct ksmbd_notify_request *req)
 	return rc;
 }
 
-/* Frees what is left of a request when nobody else can find it any more. */
+/* Frees a request that nobody else can find any more. */
 void notify_request_free(struct ksmbd_notify_request *req)
 {
 	struct ksmbd_work *work = req->work;
@@ -303,10 +303,7 @@ static void request_ask(struct ksmbd_notify_request *req)
 	req->watch->asks++;
 }
 
-/*
- * What of the requests of @conn is to be sent next is made ready. Returns NULL if
- * nothing is.
- */
+/* Prepares the next response of @conn. Returns its request, or NULL if none is due. */
 static struct ksmbd_notify_request *conn_next(struct ksmbd_conn *conn)
 {
 	struct ksmbd_notify_conn *nc = &conn->notify;
@@ -357,7 +354,7 @@ static bool work_drop(struct ksmbd_work *work)
 	return true;
 }
 
-/* What conn_next() has made ready has been written, or cannot be any more. */
+/* The response that conn_next() prepared is written, or the connection is dead. */
 static void request_sent(struct ksmbd_notify_request *req)
 {
 	struct ksmbd_conn *conn = req->work->conn;
@@ -378,7 +375,7 @@ static void request_sent(struct ksmbd_notify_request *req)
 	spin_unlock(&notify_lock);
 }
 
-/* Sends what there is. The caller has set sending: responses keep their order. */
+/* Sends all that is due. The caller has set sending, so that the order is kept. */
 static void conn_send(struct ksmbd_conn *conn)
 {
 	struct ksmbd_notify_conn *nc = &conn->notify;
@@ -480,7 +477,7 @@ void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc)
 	INIT_WORK(&nc->free, notify_conn_free_work);
 }
 
-/* What nobody has ended is not owed: a filesystem may hang in it. */
+/* A request that nobody has ended is not waited for: its filesystem may hang. */
 static bool conn_owes(struct ksmbd_conn *conn)
 {
 	struct ksmbd_notify_request *req;
