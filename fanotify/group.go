@@ -9,7 +9,7 @@
 // handles in events into names. What can neither be named nor kept is told as
 // Overflow: nothing is dropped in silence.
 //
-// A Group belongs to one goroutine; Wait alone may run in another. It starts
+// A Group belongs to one goroutine; one that waits for it may be another. It starts
 // no goroutine that outlives a call.
 package fanotify
 
@@ -88,9 +88,13 @@ type Group struct {
 	log         *slog.Logger
 	file        *os.File // an epoll of the queues and the mounts
 	conn        syscall.RawConn
-	woke        [8]unix.EpollEvent // what Wait found, and has to ask for anew
-	asleep      int                // how many of these
-	queues      []*queue           // the first is shared by all filesystems that can
+	woke        [8]unix.EpollEvent       // what WaitUntil found, and has to ask for anew
+	asleep      int                      // how many of these
+	found       bool                     // whether it found anything
+	look        func(epoll uintptr) bool // asks
+	until       time.Time                // what it waits for at the longest
+	awake       atomic.Bool              // it is not to wait
+	queues      []*queue                 // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	maxNodes    int
 	maxMarks    int
@@ -152,6 +156,7 @@ func Open(log *slog.Logger) (*Group, error) {
 	}
 	if err = unix.SetNonblock(fd, true); err == nil { // so that the runtime waits for it
 		g.file = os.NewFile(uintptr(fd), "fanotify")
+		g.look = g.asks
 		g.conn, err = g.file.SyscallConn()
 	}
 	if err == nil {
@@ -233,54 +238,83 @@ func (g *Group) closeQueue(q *queue) {
 // Wait blocks until there is something for Drain to do, ctx is done or the group
 // is closed. The latter two are errors, context.Cause's and os.ErrClosed.
 func (g *Group) Wait(ctx context.Context) error {
-	g.file.SetReadDeadline(time.Time{}) // by which the last one may have been ended
-	until := ctx
-	if retry := g.retry.Load(); retry != nil {
-		var cancel context.CancelFunc
-		until, cancel = context.WithDeadline(ctx, *retry)
-		defer cancel()
-	}
-	expired := make(chan struct{})
-	stop := context.AfterFunc(until, func() {
-		defer close(expired)
-		g.interrupt()
-	})
-	var polled error
-	err := g.conn.Read(func(epoll uintptr) bool {
-		for ; g.asleep > 0; g.asleep-- {
-			e := g.woke[g.asleep-1]
-			e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
-			unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
+	defer context.AfterFunc(ctx, g.Wake)()
+	for ctx.Err() == nil {
+		if ready, err := g.WaitUntil(time.Time{}); ready || err != nil {
+			return err
 		}
-		n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
-		if err == unix.EINTR {
-			return true // a look too many costs one EAGAIN
-		}
-		g.asleep, polled = max(n, 0), err
-		return n > 0 || err != nil || g.mounts.poll() // of which asking anew may have kept epoll
-	})
-	if !stop() {
-		<-expired
 	}
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return context.Cause(ctx)
-	case err == nil:
-		err = polled
-	default:
+	return context.Cause(ctx)
+}
+
+// WaitUntil blocks until there is something for Drain to do, which it says, until a
+// time that is not zero, or until Wake. It fails with os.ErrClosed if the group is
+// closed.
+func (g *Group) WaitUntil(until time.Time) (ready bool, err error) {
+	retry := g.retry.Load()
+	if retry != nil && (until.IsZero() || retry.Before(until)) {
+		until = *retry
+	}
+	g.found = false
+	err = g.sleep(until, g.look)
+	return g.found || retry != nil && !time.Now().Before(*retry), err
+}
+
+// SleepUntil blocks until a time that is not zero, or until Wake, whatever there is for
+// Drain to do. It fails as WaitUntil does.
+func (g *Group) SleepUntil(until time.Time) error {
+	return g.sleep(until, func(uintptr) bool { return false })
+}
+
+// Wake ends a WaitUntil or SleepUntil that has begun, or else the next one. Anybody may
+// call it.
+func (g *Group) Wake() {
+	g.awake.Store(true)
+	g.file.SetReadDeadline(passed) // fails when the group is closed, which wakes too
+}
+
+// passed is the deadline that Wake sets.
+var passed = time.Unix(1, 0)
+
+// sleep blocks until done, which is asked when there may be something in the epoll, says
+// so, until a time that is not zero, or until Wake.
+func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
+	if !until.Equal(g.until) {
+		g.file.SetReadDeadline(until) // fails as Read does
+		g.until = until
+	}
+	if g.awake.Swap(false) { // Wake's deadline was before this one, or is yet to come
+		g.until = passed
+		return nil
+	}
+	err := g.conn.Read(done)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		g.awake.Store(false)
+		g.until = passed
+		return nil
+	}
+	if err != nil {
 		if _, closed := g.file.Stat(); errors.Is(closed, os.ErrClosed) {
 			err = os.ErrClosed // which a RawConn does not call by its name
 		}
-	}
-	if err != nil {
 		return fmt.Errorf("waiting for fanotify: %w", err)
 	}
 	return nil
 }
 
-// interrupt ends a Wait that is on its way. It fails only when the group is closed, which
-// ends Wait too.
-func (g *Group) interrupt() { g.file.SetReadDeadline(time.Unix(1, 0)) }
+// asks looks what there is in the epoll, and has it say what comes.
+func (g *Group) asks(epoll uintptr) bool {
+	for ; g.asleep > 0; g.asleep-- {
+		e := g.woke[g.asleep-1]
+		e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
+		unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
+	}
+	n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
+	g.asleep = max(n, 0)
+	// A look too many costs one EAGAIN. That mounts have changed, asking anew may have kept from epoll.
+	g.found = n != 0 || err != nil || g.mounts.poll()
+	return g.found
+}
 
 // Drain reads the queue until it is empty and then calls the watches' fn, in
 // the order of what happened on a filesystem. An fn must not call the group or
@@ -342,7 +376,7 @@ func (g *Group) schedule() {
 		soonest(time.Now())
 	}
 	if old := g.retry.Swap(retry); retry != nil && (old == nil || retry.Before(*old)) {
-		g.interrupt()
+		g.Wake()
 	}
 }
 

@@ -4,7 +4,8 @@
 // requests, what each watch queues, and the completion of requests with change
 // records.
 //
-// Threads: one goroutine, that of Serve, owns the fanotify group and all
-// watches, so nothing is locked. Two more only wait and wake it: one for the
-// group to become readable, one for ksmbd's doorbell.
+// Threads: the goroutine of Serve fetches what ksmbd has queued, and waits for no
+// other. That of a worker owns the fanotify group of one filesystem and the watches
+// there; it sleeps in one place, for the group to become readable and for what there is
+// to do. One more waits for ksmbd's doorbell.
 package ipc

@@ -3,7 +3,6 @@
 package ipc
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,7 +49,7 @@ type world struct {
 	mounts    []string      // below each watch
 	elsewhere bool          // no watch has its marks in the first queue
 	watch     []*fakeWatch  // in the order of Watch
-	wake      chan struct{} // lets Wait return
+	wake      chan struct{} // lets WaitUntil return
 	bell      chan struct{}
 }
 
@@ -67,7 +66,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, wake: make(chan struct{}, 1), bell: make(chan struct{}, 1)}
 	w.loop = newLoop(slog.New(slog.DiscardHandler), w, w.opens)
 	w.worker = newWorker(w.loop.shared, Superblock{"ext4", "8:1"}, nil, w.loop)
-	w.worker.group = fakeGroup{w}
+	w.worker.group = w.fake()
 	w.worker.started.Store(true)
 	w.causes.join()
 	w.loop.workers[w.filesystem] = w.worker
@@ -151,9 +150,14 @@ func recordString(records []genl.Record) string {
 }
 
 // opens is an Opener.
-func (w *world) opens(Superblock) (Group, error) { return fakeGroup{w}, nil }
+func (w *world) opens(Superblock) (Group, error) { return w.fake(), nil }
 
-type fakeGroup struct{ *world }
+type fakeGroup struct {
+	*world
+	awake chan struct{} // has a value after Wake
+}
+
+func (w *world) fake() fakeGroup { return fakeGroup{w, make(chan struct{}, 1)} }
 
 func (g fakeGroup) Close() error { return nil }
 
@@ -173,13 +177,35 @@ func (g fakeGroup) WatchMount(dir *os.File, _ uint64, ops fanotify.Op, fn func(f
 
 func (g fakeGroup) Leave(func(string) bool, func(*os.File, mounts.Mount) fanotify.Apart) {}
 
-func (g fakeGroup) Wait(ctx context.Context) error {
+func (g fakeGroup) WaitUntil(until time.Time) (ready bool, err error) {
+	return g.sleep(until, g.wake), nil
+}
+
+func (g fakeGroup) SleepUntil(until time.Time) error {
+	g.sleep(until, nil)
+	return nil
+}
+
+func (g fakeGroup) Wake() {
 	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-g.wake:
-		return nil
+	case g.awake <- struct{}{}:
+	default:
 	}
+}
+
+// sleep says whether there was something in ready.
+func (g fakeGroup) sleep(until time.Time, ready <-chan struct{}) bool {
+	var over <-chan time.Time
+	if !until.IsZero() {
+		over = time.After(time.Until(until))
+	}
+	select {
+	case <-g.awake:
+	case <-over:
+	case <-ready:
+		return true
+	}
+	return false
 }
 
 func (g fakeGroup) Drain() error {

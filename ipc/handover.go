@@ -112,7 +112,7 @@ func (l *worker) leave(ctx context.Context) *Part {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil || l.retry != nil || len(l.watches) == 0 {
+	if err != nil || !l.retry.IsZero() || len(l.watches) == 0 {
 		l.log.Debug("nothing is left to the next daemon", "filesystem", l.filesystem.Type, "device", l.filesystem.Device, "err", err)
 		return nil
 	}

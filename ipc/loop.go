@@ -90,7 +90,9 @@ type Group interface {
 	Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error)
 	WatchMount(dir *os.File, device uint64, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error)
 	Leave(leaves func(kind string) bool, watch func(dir *os.File, m mounts.Mount) fanotify.Apart)
-	Wait(ctx context.Context) error
+	WaitUntil(until time.Time) (ready bool, err error)
+	SleepUntil(until time.Time) error
+	Wake()
 	Drain() error
 	Overflows() uint64
 	Settled() bool

@@ -584,7 +584,7 @@ func TestNoDescriptorLeaks(t *testing.T) {
 	w.served(w.watchItem(1), w.watchItem(1), w.watchItem(2), unwatchItem(2))
 	w.refuse = errOther
 	w.served(w.watchItem(3))
-	w.worker.group = brokenGroup{fakeGroup{w}}
+	w.worker.group = brokenGroup{w.fake()}
 	w.items = []any{w.watchItem(4)}
 	if err := w.serveAll(); !errors.Is(err, errOther) {
 		t.Errorf("error %v", err)
@@ -697,16 +697,16 @@ func TestServeEndsWithErrors(t *testing.T) {
 	for name, start := range map[string]func(w *world) (Kernel, Group){
 		"kernel": func(w *world) (Kernel, Group) {
 			w.items = []any{errOther}
-			return w, fakeGroup{w}
+			return w, w.fake()
 		},
 		"drain": func(w *world) (Kernel, Group) {
 			w.items = []any{w.watchItem(1)}
 			w.wake <- struct{}{}
-			return w, brokenGroup{fakeGroup{w}}
+			return w, brokenGroup{w.fake()}
 		},
 		"wait": func(w *world) (Kernel, Group) {
 			w.items = []any{w.watchItem(1)}
-			return w, deafGroup{fakeGroup{w}}
+			return w, deafGroup{w.fake()}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -721,7 +721,7 @@ func TestServeEndsWithErrors(t *testing.T) {
 
 type deafGroup struct{ fakeGroup }
 
-func (deafGroup) Wait(context.Context) error { return errOther }
+func (deafGroup) WaitUntil(time.Time) (bool, error) { return false, errOther }
 
 // A filesystem that nobody watches any more is left after a while, and watched again when somebody asks.
 func TestRetire(t *testing.T) {
@@ -763,7 +763,7 @@ func TestMerge(t *testing.T) {
 				return nil, fmt.Errorf("too many: %w", unix.EMFILE)
 			}
 			time.Sleep(time.Second) // the others want one meanwhile
-			return fakeGroup{w}, nil
+			return w.fake(), nil
 		}
 		ctx, end := context.WithCancel(t.Context())
 		defer w.loop.running.Wait()

@@ -3,7 +3,6 @@
 package ipc
 
 import (
-	"context"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -105,6 +104,7 @@ type process struct {
 	dec       *gob.Decoder
 	calls     *os.File
 	wakes     *net.UnixConn // takes directories, and gives a byte when there is something to drain
+	awake     chan struct{} // has a value when it is not to wait
 	watches   map[uint64]func(fanotify.Change)
 	last      uint64
 	overflows uint64
@@ -136,7 +136,7 @@ func OpenProcess(command func() *exec.Cmd) Opener {
 		}
 		p := &process{
 			enc: gob.NewEncoder(ours[0]), dec: gob.NewDecoder(ours[0]), calls: ours[0], wakes: conn.(*net.UnixConn),
-			watches: make(map[uint64]func(fanotify.Change)),
+			awake: make(chan struct{}, 1), watches: make(map[uint64]func(fanotify.Change)),
 		}
 		if _, err := p.answer(); err != nil { // it has opened fanotify
 			p.Close()
@@ -226,18 +226,48 @@ func (p *process) watch(dir *os.File, c call, fn func(fanotify.Change)) (Mark, e
 	return &remoteMark{p, id, a.Strategy}, nil
 }
 
-// Wait implements Group.
-func (p *process) Wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { p.wakes.SetReadDeadline(time.Unix(1, 0)) })
-	_, err := p.wakes.Read(make([]byte, 1))
-	stop()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+// WaitUntil implements Group.
+func (p *process) WaitUntil(until time.Time) (ready bool, err error) {
+	p.wakes.SetReadDeadline(until)
+	select {
+	case <-p.awake: // before that, or it has the deadline pass now
+		return false, nil
+	default:
+	}
+	_, err = p.wakes.Read(make([]byte, 1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		select {
+		case <-p.awake:
+		default:
+		}
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: the process of a filesystem has ended: %w", errLost, err)
+		return false, fmt.Errorf("%w: the process of a filesystem has ended: %w", errLost, err)
+	}
+	return true, nil
+}
+
+// SleepUntil implements Group.
+func (p *process) SleepUntil(until time.Time) error {
+	var over <-chan time.Time
+	if !until.IsZero() {
+		over = time.After(time.Until(until))
+	}
+	select {
+	case <-p.awake:
+	case <-over:
 	}
 	return nil
+}
+
+// Wake implements Group.
+func (p *process) Wake() {
+	select {
+	case p.awake <- struct{}{}:
+	default:
+	}
+	p.wakes.SetReadDeadline(time.Unix(1, 0))
 }
 
 // Drain implements Group.
@@ -331,9 +361,13 @@ type served struct {
 // wake says when there is something to drain, once until it is.
 func (s *served) wake() {
 	for {
-		if err := s.group.Wait(context.Background()); err != nil {
+		ready, err := s.group.WaitUntil(time.Time{})
+		if err != nil {
 			s.beside.Close() // which is heard
 			return
+		}
+		if !ready {
+			continue
 		}
 		if _, err := s.beside.Write([]byte{0}); err != nil {
 			return

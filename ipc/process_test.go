@@ -108,7 +108,9 @@ func TestProcess(t *testing.T) {
 	}
 	want = append(want, fmt.Sprintf("%v 0>a false", fanotify.Rename))
 	for len(got) < len(want) && ctx.Err() == nil {
-		if err := errors.Join(g.Wait(ctx), g.Drain()); err != nil {
+		deadline, _ := ctx.Deadline()
+		_, err := g.WaitUntil(deadline)
+		if err := errors.Join(err, g.Drain()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -128,19 +130,25 @@ func TestProcess(t *testing.T) {
 		t.Errorf("watching what was removed: %v", err)
 	}
 
-	waiting, stop := context.WithCancel(ctx)
-	waited := make(chan error)
-	go func() {
-		for { // what has happened last may be there to be read yet
-			if err := g.Wait(waiting); err != nil {
-				waited <- err
-				return
-			}
+	for ready := true; ready; { // what has happened last may be there to be read yet
+		if ready, err = g.WaitUntil(time.Now().Add(10 * time.Millisecond)); err != nil {
+			t.Fatal(err)
 		}
-	}()
-	stop()
-	if err := <-waited; !errors.Is(err, context.Canceled) {
-		t.Errorf("Wait: %v", err)
+	}
+	for _, wait := range []func() error{
+		func() error { return g.SleepUntil(time.Time{}) },
+		func() error { _, err := g.WaitUntil(time.Time{}); return err },
+	} {
+		g.Wake()
+		if err := wait(); err != nil {
+			t.Error(err)
+		}
+		woken := make(chan error)
+		go func() { woken <- wait() }()
+		g.Wake()
+		if err := <-woken; err != nil {
+			t.Error(err)
+		}
 	}
 	g.Close()
 	for countFDs(t) > before { // the process's own is closed when that has ended, and so may be those of tests before
@@ -165,7 +173,7 @@ func TestProcessDies(t *testing.T) {
 	if err := <-drained; !errors.Is(err, errLost) {
 		t.Errorf("Drain: %v", err)
 	}
-	if err := g.Wait(t.Context()); !errors.Is(err, errLost) {
-		t.Errorf("Wait: %v", err)
+	if _, err := g.WaitUntil(time.Time{}); !errors.Is(err, errLost) {
+		t.Errorf("WaitUntil: %v", err)
 	}
 }

@@ -109,7 +109,6 @@ type worker struct {
 
 	guests  atomic.Int32 // mounts that are watched for other workers
 	started atomic.Bool  // there is a group
-	woke    atomic.Int64 // when the queue was found to hold something that is not read yet, in ns of Unix time; else 0
 
 	mu      sync.Mutex // of what follows and of the watches; never held while the filesystem is asked
 	watches map[uint64]*watch
@@ -124,7 +123,10 @@ type worker struct {
 	last    lastChange
 	looked  uint64 // what of posted the inbox was looked through for
 	heritage
-	retry <-chan time.Time // when to try again, after an error; else nil
+	retry time.Time // when to try again, after an error; else zero
+	ready bool      // the queue was found to hold something, and was not read since
+	found time.Time // when that was
+	rests time.Time // until when it is left alone
 }
 
 // Superblock is a filesystem as ksmbd knows it.
@@ -170,6 +172,9 @@ func newWorker(s *shared, fs Superblock, before *worker, c conversation) *worker
 func (l *worker) poke() {
 	select {
 	case l.wake <- struct{}{}:
+		if l.started.Load() { // else it hears of that
+			l.group.Wake()
+		}
 	default: // it is about to
 	}
 }
@@ -234,48 +239,69 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 		l.inherit(part)
 	}
 
-	ctx, cancel := context.WithCancel(ctx)
-	readable, pause := make(chan struct{}), make(chan time.Duration, 1)
-	await := make(chan error, 1)
-	go func() { await <- l.await(ctx, readable, pause) }()
-	defer func() {
-		cancel()
-		if await != nil {
-			<-await
-		}
-	}()
-	idle := time.NewTimer(retireAfter)
-	defer idle.Stop()
-	for {
+	defer context.AfterFunc(ctx, l.poke)()
+	var idle time.Time // when to retire; else zero
+	for ctx.Err() == nil {
 		var err error
 		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-await:
-			await = nil
-			return err
 		case <-l.wake:
 			err = l.serve()
-		case <-l.retry:
+		default:
+		}
+		now := time.Now()
+		switch {
+		case err != nil:
+		case l.ready:
+			if err = l.drain(); err == nil {
+				l.rests = l.rest(now)
+			}
+		case due(l.retry, now):
 			l.again()
-		case <-readable:
-			began := time.Now()
-			err = l.drain()
-			pause <- l.rest(began)
-		case <-idle.C:
+		case due(idle, now):
 			if l.retire(l) {
 				return nil
 			}
+			idle = time.Time{}
 		}
 		if err != nil {
 			return err
 		}
-		if len(l.watches) == 0 {
-			idle.Reset(retireAfter)
-		} else {
-			idle.Stop()
+		if len(l.watches) > 0 {
+			idle = time.Time{}
+		} else if idle.IsZero() {
+			idle = time.Now().Add(retireAfter)
+		}
+		if err := l.sleep(sooner(l.retry, idle)); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// sleep waits until there is something to do, or until a time that is not zero. As long as
+// the queue is to be left alone it is not listened to: who fills it would wake the worker.
+func (l *worker) sleep(until time.Time) (err error) {
+	switch {
+	case l.inheriting:
+		return l.group.SleepUntil(until)
+	case time.Now().Before(l.rests):
+		return l.group.SleepUntil(sooner(l.rests, until))
+	}
+	if l.ready, err = l.group.WaitUntil(until); l.ready {
+		l.found = time.Now()
+	}
+	return err
+}
+
+// due says whether a time that is not zero has come.
+func due(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// sooner returns the first of two times, zero being never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // start opens the worker's group. As long as there is none, all watches are
@@ -329,53 +355,18 @@ func (l *worker) openGroup(open Opener) error {
 	return nil
 }
 
-// rest returns for how long the queue is to be left alone after it was drained.
-func (l *worker) rest(began time.Time) time.Duration {
+// rest returns until when the queue is to be left alone after it was drained.
+func (l *worker) rest(began time.Time) time.Time {
 	now := time.Now()
 	l.credit = min(l.credit+now.Sub(l.counted)/readShare, maxCredit) - now.Sub(began)
 	l.counted = now
 	switch {
 	case !l.eager: // somebody was told
-		return gap
+		return now.Add(gap)
 	case l.credit < 0:
-		return min(-l.credit*readShare, gap)
+		return now.Add(min(-l.credit*readShare, gap))
 	}
-	return 0
-}
-
-// await says in readable when the group's queue is to be drained, at once after a
-// pause that it is told of.
-func (l *worker) await(ctx context.Context, readable chan<- struct{}, pause <-chan time.Duration) error {
-	timer := time.NewTimer(gap)
-	defer timer.Stop()
-	for {
-		if err := l.group.Wait(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
-		l.woke.CompareAndSwap(0, time.Now().UnixNano())
-		select {
-		case readable <- struct{}{}: // it drains now
-		case <-ctx.Done():
-			return nil
-		}
-		select {
-		case rest := <-pause:
-			if rest == 0 {
-				continue
-			}
-			timer.Reset(rest)
-		case <-ctx.Done():
-			return nil
-		}
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return now
 }
 
 // What a worker may be about.
@@ -451,9 +442,8 @@ func (l *worker) drain() error {
 	if l.inheriting {
 		return nil
 	}
-	l.read = time.Now()
-	if woke := l.woke.Swap(0); woke != 0 {
-		l.read = time.Unix(0, woke)
+	if l.read = time.Now(); l.ready {
+		l.read, l.ready = l.found, false
 	}
 	l.causes.next()
 	l.eager = true
@@ -874,7 +864,7 @@ func (l *worker) overflowed(w *watch, why string) {
 // there is something to tell. Where one is on its way already it is waited for:
 // should that fail, what it has goes to the next.
 func (l *worker) deliver(w *watch) {
-	for len(w.pending) > 0 && (w.gone || w.queue.waiting()) && l.retry == nil {
+	for len(w.pending) > 0 && (w.gone || w.queue.waiting()) && l.retry.IsZero() {
 		if w.telling {
 			l.flush()
 			continue
@@ -948,7 +938,7 @@ func (l *worker) send() {
 			l.overflowed(w, refused)
 		default:
 			l.log.Error("completing a request failed, will try again", "request", c.Request, "err", c.Err)
-			l.retry = time.After(retryAfter)
+			l.retry = time.Now().Add(retryAfter)
 		}
 		if c.Status == genl.StatusEnumDir {
 			w.queue.overflow()
@@ -963,7 +953,7 @@ func (l *worker) send() {
 func (l *worker) again() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.retry = nil
+	l.retry = time.Time{}
 	for _, w := range l.watches {
 		l.deliver(w)
 	}
