@@ -304,15 +304,17 @@ func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
 
 // asks looks what there is in the epoll, and has it say what comes.
 func (g *Group) asks(epoll uintptr) bool {
+	mounted := false // what epoll was asked anew of
 	for ; g.asleep > 0; g.asleep-- {
 		e := g.woke[g.asleep-1]
+		mounted = mounted || e.Events&unix.EPOLLPRI != 0
 		e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
 		unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
 	}
 	n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
 	g.asleep = max(n, 0)
 	// A look too many costs one EAGAIN. That mounts have changed, asking anew may have kept from epoll.
-	g.found = n != 0 || err != nil || g.mounts.poll()
+	g.found = n != 0 || err != nil || mounted && g.mounts.poll()
 	return g.found
 }
 
@@ -354,28 +356,25 @@ func (g *Group) Drain() error {
 // schedule notes when to try again what could not be done, and to tell what a queue wakes
 // nobody for any more, as it was read already. A Wait that has begun learns of it.
 func (g *Group) schedule() {
-	var retry *time.Time
-	soonest := func(at time.Time) {
-		if !at.IsZero() && (retry == nil || at.Before(*retry)) {
-			retry = &at
-		}
-	}
-	soonest(g.retryMounts)
+	at, now := g.retryMounts, len(g.owed) > 0
 	for _, fs := range g.filesystems {
-		soonest(fs.retry)
-		if len(fs.doubts) > 0 {
-			soonest(time.Now())
+		if at.IsZero() || !fs.retry.IsZero() && fs.retry.Before(at) {
+			at = fs.retry
 		}
+		now = now || len(fs.doubts) > 0
 	}
 	for _, q := range g.queues {
-		if len(q.buf) > 0 {
-			soonest(time.Now())
-		}
+		now = now || len(q.buf) > 0
 	}
-	if len(g.owed) > 0 {
-		soonest(time.Now())
+	if now {
+		at = time.Now()
 	}
-	if old := g.retry.Swap(retry); retry != nil && (old == nil || retry.Before(*old)) {
+	if at.IsZero() {
+		g.retry.Store(nil)
+		return
+	}
+	retry := at
+	if old := g.retry.Swap(&retry); old == nil || retry.Before(*old) {
 		g.Wake()
 	}
 }
@@ -405,8 +404,9 @@ func (g *Group) read(q *queue) error {
 			}
 			q.buf = slices.Grow(q.buf, max(len(q.buf), 16*minRead))
 		}
+		room := q.buf[len(q.buf):cap(q.buf)]
 		began := before()
-		n, err := unix.Read(q.fd, q.buf[len(q.buf):cap(q.buf)])
+		n, err := unix.Read(q.fd, room)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
@@ -416,6 +416,10 @@ func (g *Group) read(q *queue) error {
 			return fmt.Errorf("reading fanotify: %w", err)
 		default:
 			q.buf = q.buf[:len(q.buf)+n]
+			if len(room)-n >= minRead { // there was no other event
+				q.empty = began
+				return nil
+			}
 		}
 	}
 }

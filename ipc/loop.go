@@ -137,8 +137,8 @@ type shared struct {
 	control   *control
 	budget    budget
 	causes    causeHub
-	opening   chan struct{} // has a value while a group is opened that filesystems may share
-	completed func()        // called when requests were completed
+	opening   chan struct{}       // has a value while a group is opened that filesystems may share
+	completed func(now time.Time) // called when requests were completed
 }
 
 // loop is one conversation with one ksmbd. It fetches what ksmbd has queued and
@@ -183,8 +183,8 @@ func newLoop(log *slog.Logger, k Kernel, open Opener) *loop {
 	l.shared = &shared{
 		log: log, kernel: k, stats: newStats(), control: new(control),
 		budget: budget{limit: maxQueued}, causes: causeHub{fetch: k.Causes}, opening: make(chan struct{}, 1),
-		completed: func() {
-			if time.Since(time.Unix(0, l.asked.Load())) < askAgainAfter {
+		completed: func(now time.Time) {
+			if now.Sub(time.Unix(0, l.asked.Load())) < askAgainAfter {
 				return
 			}
 			select {

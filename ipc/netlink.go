@@ -57,7 +57,11 @@ type socket interface {
 // library: an exchange takes it 51 allocations, and three times as long.
 type conn struct {
 	*genetlink.Conn
-	raw syscall.RawConn
+	raw        syscall.RawConn
+	send, recv func(fd uintptr) // made once, since Send and Recv are called one at a time
+	b          []byte           // of these
+	n          int
+	err        error
 }
 
 func dialSocket() (socket, error) {
@@ -74,31 +78,37 @@ func dialSocket() (socket, error) {
 		c.Close()
 		return nil, err
 	}
-	return &conn{c, raw}, nil
+	conn := &conn{Conn: c, raw: raw}
+	conn.send = func(fd uintptr) {
+		for conn.err = unix.EINTR; conn.err == unix.EINTR; {
+			conn.err = unix.Sendto(int(fd), conn.b, 0, toKernel)
+		}
+	}
+	conn.recv = func(fd uintptr) {
+		for conn.err = unix.EINTR; conn.err == unix.EINTR; {
+			conn.n, _, conn.err = unix.Recvfrom(int(fd), conn.b, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		}
+	}
+	return conn, nil
 }
 
 func (c *conn) Send(datagram []byte) error {
-	var err error
-	ctlErr := c.raw.Control(func(fd uintptr) {
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Sendto(int(fd), datagram, 0, toKernel)
-		}
-	})
-	return cmp.Or(ctlErr, err)
+	c.b = datagram
+	err := c.raw.Control(c.send)
+	c.b = nil
+	return cmp.Or(err, c.err)
 }
 
 var toKernel = new(unix.SockaddrNetlink)
 
 func (c *conn) Recv(b []byte) (n int, err error) {
-	ctlErr := c.raw.Control(func(fd uintptr) {
-		for err = unix.EINTR; err == unix.EINTR; {
-			n, _, err = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
-		}
-	})
-	if err == nil && n > len(b) {
+	c.b = b
+	err = c.raw.Control(c.recv)
+	c.b = nil
+	if err = cmp.Or(err, c.err); err == nil && c.n > len(b) {
 		err = unix.EMSGSIZE
 	}
-	return n, cmp.Or(ctlErr, err)
+	return c.n, err
 }
 
 func (c *conn) Wait() error {

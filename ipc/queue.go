@@ -152,8 +152,11 @@ func (q *queue) push(e event, charge bool) (why string) {
 		q.overflow()
 		return why
 	}
-	q.size = size
-	q.records = append(q.records, records...)
+	if q.size = size; len(q.records) == 0 {
+		q.records = records[:len(records):len(records)] // an event's, which do not change
+	} else {
+		q.records = append(q.records, records...)
+	}
 	return ""
 }
 

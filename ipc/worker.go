@@ -110,18 +110,20 @@ type worker struct {
 	guests  atomic.Int32 // mounts that are watched for other workers
 	started atomic.Bool  // there is a group
 
-	mu      sync.Mutex // of what follows and of the watches; never held while the filesystem is asked
-	watches map[uint64]*watch
-	trees   int               // of the watches
-	waiting map[uint64]*watch // by id of a pending request
-	outbox  []outgoing
-	eager   bool          // the next completion is the first
-	credit  time.Duration // for how long the queue may be read
-	counted time.Time     // until when that is right
-	causes  causes
-	read    time.Time // when what is told now was there to be read
-	last    lastChange
-	looked  uint64 // what of posted the inbox was looked through for
+	mu          sync.Mutex // of what follows and of the watches; never held while the filesystem is asked
+	watches     map[uint64]*watch
+	trees       int               // of the watches
+	waiting     map[uint64]*watch // by id of a pending request
+	outbox      []outgoing
+	emptied     []outgoing    // the next outbox
+	completions []Completion  // nothing: what the next ones are put in
+	eager       bool          // the next completion is the first
+	credit      time.Duration // for how long the queue may be read
+	counted     time.Time     // until when that is right
+	causes      causes
+	read        time.Time // when what is told now was there to be read
+	last        lastChange
+	looked      uint64 // what of posted the inbox was looked through for
 	heritage
 	retry time.Time // when to try again, after an error; else zero
 	ready bool      // the queue was found to hold something, and was not read since
@@ -902,28 +904,30 @@ func (l *worker) flush() {
 	if len(l.outbox) == 0 {
 		return
 	}
+	now := l.send()
 	for len(l.outbox) > 0 {
-		l.send()
+		now = l.send()
 	}
-	l.completed()
+	l.completed(now)
 }
 
 // send sends what is in the outbox. What ksmbd did not take goes back to the
-// queues, where it is before what has come since.
-func (l *worker) send() {
+// queues, where it is before what has come since. It returns when that was.
+func (l *worker) send() time.Time {
 	out := l.outbox
-	l.outbox = nil
-	completions := make([]Completion, len(out))
+	l.outbox, l.emptied = l.emptied, nil
+	completions := l.completions[:0]
 	for i := range out {
-		completions[i] = out[i].Completion
+		completions = append(completions, out[i].Completion)
 	}
 	l.kernel.Complete(completions)
+	now := time.Now()
 	for i := range out {
 		w, c := out[i].watch, &completions[i]
 		w.telling = false
 		switch {
 		case c.Err == nil:
-			l.stats.told(w.about.Share, c, out[i].since)
+			l.stats.told(w.about.Share, c, now.Sub(out[i].since))
 			l.forgetRequest(c.Request)
 			continue
 		case errors.Is(c.Err, ErrNoRequest):
@@ -944,9 +948,14 @@ func (l *worker) send() {
 			w.queue.overflow()
 		}
 	}
+	clear(completions)
+	l.completions = completions
 	for i := range out {
 		l.deliver(out[i].watch)
 	}
+	clear(out)
+	l.emptied = out[:0]
+	return now
 }
 
 // again tries again what has failed.
