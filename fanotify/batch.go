@@ -56,10 +56,10 @@ func (g *Group) tellFrom(off int) int {
 	return off
 }
 
-// learn goes ahead through the batch, from off. Where an event first mentions
-// a directory that the tree does not know is where it was until then. It
-// finds out who created and who removed names, and returns false if part of the
-// queue was lost.
+// learn goes through the batch from off before it is told. The first event that names a
+// directory unknown to the tree says where that was until then. It also notes which threads
+// created and removed names, and which renames replaced something. It returns false if
+// part of the queue was lost.
 func (g *Group) learn(off int) bool {
 	buf := g.queue.buf
 	for off < len(buf) {
@@ -89,11 +89,11 @@ func (g *Group) learn(off int) bool {
 	return true
 }
 
-// several stands for more than one thread. fanotify(7) says 0 of those that this
-// process does not see.
+// several stands for more than one thread, or for one of another PID namespace, of which
+// fanotify(7) says 0.
 const several = -1
 
-// both returns who was and thread are; no thread was, if that is 0.
+// both returns the thread that was and thread have in common, or several. A was of 0 is none.
 func both(was, thread int32) int32 {
 	if thread == 0 || was != 0 && was != thread {
 		return several
@@ -107,7 +107,7 @@ func (g *Group) crowd() bool {
 	return g.creator != 0 && g.remover != 0 && (g.creator != g.remover || g.creator == several)
 }
 
-// position returns where in its queue the event at hand ends.
+// position returns the position in the queue at which the event that is being told ends.
 func (g *Group) position() uint64 { return g.queue.told + uint64(g.next) }
 
 func movesDir(mask uint64) bool {
@@ -128,7 +128,8 @@ func (g *Group) learnEvent(e *event) {
 	}
 }
 
-// more reads and learns what waits, and says whether that was anything.
+// more reads and learns what waits in the queue, as part of the batch, and says whether
+// there was anything.
 func (g *Group) more() bool {
 	q := g.queue
 	had := len(q.buf)
@@ -144,8 +145,8 @@ func (g *Group) more() bool {
 	return !q.full
 }
 
-// wait does that after a millisecond, or less. A Drain has the patience for a few
-// of these.
+// wait is more after a millisecond, or as soon as there is something. A Drain does so only a
+// few times, see patience.
 func (g *Group) wait() bool {
 	if g.patience == 0 {
 		return false
@@ -161,9 +162,9 @@ func (fs *filesystem) dispatch(e *event) {
 	case e.mask&unix.FAN_RENAME != 0:
 		fs.rename(e)
 	case e.at.dir == nil:
-		// A file that the kernel has no name for, opened by its handle as an
-		// NFS server does. An ATTRIB alone says that a link to it went.
-		// So does a rename of the name after it, see victim.
+		// A file that the kernel has no name for, opened by its handle as an NFS server
+		// does. ATTRIB alone has no meaning here: the kernel makes one whenever a file loses
+		// a name, to an unlink or to a rename over it.
 		if ops := opsOf(e.mask) &^ Attrib; ops != 0 {
 			fs.lost(ops, false)
 		}
@@ -283,8 +284,8 @@ func (fs *filesystem) self(e *event) {
 	if err == errGone {
 		return // with all its attributes; what removed it tells the rest
 	}
-	// A single directory's mark asked for it, if neither the filesystem's nor
-	// its own did: then that directory must be found.
+	// If neither the filesystem's mark nor its own asked for this event, the mark of a
+	// watched directory above did: if none is found, nobody knows whom to tell.
 	if err != nil || fs.mark.mask()&unix.FAN_ATTRIB == 0 && n.site == nil && len(s.hits) == 0 {
 		fs.lost(ops, true)
 	}
@@ -338,7 +339,8 @@ type rename struct {
 	back bool // it has been where it was before, in the same batch
 }
 
-// A half is the last rename, which may be the first of the two that tell of an exchange.
+// A half is the last rename that was told. The kernel tells of an exchange (RENAME_EXCHANGE)
+// as of two renames, and this may be the first of them.
 type half struct {
 	thread   int32
 	from, to *node
@@ -347,8 +349,8 @@ type half struct {
 	isDir    bool
 }
 
-// completes says whether the rename at hand is the second half, and else remembers it as
-// the first. The name that it leaves is that of the first one's file.
+// completes says whether the rename that is being told is the second half of an exchange,
+// after which both names are there. If not, it is remembered: it may be a first half.
 func (x *half) completes(e *event, from, to *node) bool {
 	if x.thread == e.pid && x.thread != 0 && x.from == to && x.to == from && from != nil && to != nil &&
 		x.old == string(e.new.name) && x.new == string(e.old.name) && x.file != string(e.fid) {
@@ -359,9 +361,10 @@ func (x *half) completes(e *event, from, to *node) bool {
 	return false
 }
 
-// checkRename has it told if a directory's rename shows that names below it were told
-// wrong, or cannot be told right. It says whether the directory has been back where it was
-// in this batch: if it has left again, the kernel has merged that with the first time.
+// checkRename tells of an Overflow if a directory's rename shows that names below it were
+// told wrong, or cannot be told right. It says whether the directory came back to where it
+// had been in this batch. If it left again after that, there is no event: the kernel has
+// merged it with the first one.
 func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name string) (back bool) {
 	if moved.parent != nil && !(moved.parent == from && moved.name == old) {
 		fs.misnamed() // it was looked up when this rename had happened already
@@ -410,8 +413,8 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	fs.believeRename(e, from, to, moved)
 }
 
-// sight notes that a directory comes into sight, or leaves it, by the rename whose sides
-// have been found.
+// sight notes whether a directory that is renamed comes into the sight of watches, or leaves
+// it. Both sides of the rename have been found.
 func (fs *filesystem) sight(moved, to *node, name string) {
 	before, now := len(fs.g.from.hits) > 0, len(fs.g.to.hits) > 0
 	switch {
@@ -425,8 +428,9 @@ func (fs *filesystem) sight(moved, to *node, name string) {
 	fs.g.movedIn = fs.g.movedIn || moved.mounts != nil
 }
 
-// believeRename remembers the names of a rename that was told. Of an exchange it tells that
-// the name which the second half leaves is that of the first one's file.
+// believeRename remembers both names of a rename, since these are in doubt until settle has
+// looked at them. After the second half of an exchange the old name is there, as that of the
+// other file, which is told.
 func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
 	a, b, isDir := &fs.g.from, &fs.g.to, e.mask&unix.FAN_ONDIR != 0
 	left := doubt{name: e.old.name, isDir: isDir}

@@ -53,8 +53,8 @@ type filesystem struct {
 	left      uint64         // where in the queue a directory was told last to have gone out of sight
 }
 
-// A fsKey names a filesystem. One without a filesystem mark stands twice: its
-// watch trees have a queue of their own, which they leave with all its marks.
+// A fsKey names a filesystem. One that cannot be marked as a whole is there twice, once for
+// its watch trees: their queue is closed with the last of them, and all marks go with it.
 type fsKey struct {
 	dev   uint64 // st_dev of directories
 	trees bool

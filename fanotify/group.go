@@ -88,12 +88,12 @@ type Group struct {
 	log         *slog.Logger
 	file        *os.File // an epoll of the queues and the mounts
 	conn        syscall.RawConn
-	woke        [8]unix.EpollEvent       // what WaitUntil found, and has to ask for anew
-	asleep      int                      // how many of these
+	woke        [8]unix.EpollEvent       // what WaitUntil found ready, which epoll then ignores until it asks for that again
+	asleep      int                      // how many of these it ignores now
 	found       bool                     // whether it found anything
-	look        func(epoll uintptr) bool // asks
+	look        func(epoll uintptr) bool // asks epoll
 	until       time.Time                // what it waits for at the longest
-	awake       atomic.Bool              // it is not to wait
+	awake       atomic.Bool              // WaitUntil is not to wait
 	queues      []*queue                 // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	maxNodes    int
@@ -117,8 +117,8 @@ type Group struct {
 
 	queue     *queue // whose turn it is
 	movedIn   bool   // a directory came into a watch tree
-	ahead     bool   // the handle tree was found as it will be when what waits has been told
-	at, next  int    // where in its batch the event at hand begins, and the one after it
+	ahead     bool   // a directory was looked up on disk: its position may be newer than events that are still queued
+	at, next  int    // where in its batch the event that is being told begins, and the one after it
 	batch     uint64 // its number
 	putOff    int    // how often settling was put off in it
 	patience  int    // how often this Drain may yet wait for an event that is on its way
@@ -135,7 +135,7 @@ type queue struct {
 	fd          int
 	filesystems map[uint64]*filesystem // by fsid
 	buf         []byte                 // the batch: what was read and has not been told
-	told        uint64                 // how many bytes were before that
+	told        uint64                 // how many bytes were read before the batch: with an offset in it, a position in the queue
 	full        bool                   // part of the batch was lost
 	empty       int64                  // when it was found so last, 0 if that is not known
 	since       int64                  // when it was so before the batch
@@ -172,8 +172,8 @@ func Open(log *slog.Logger) (*Group, error) {
 	return g, nil
 }
 
-// poll has Wait wait for events of fd. Having found them it does not hear of
-// it until it waits again: who does what is watched would wake it each time.
+// poll adds fd to what Wait waits for. When Wait has found it ready, epoll ignores it
+// until the next Wait: else each event would wake this process, also while it is at work.
 func (g *Group) poll(fd int, events uint32) error {
 	var err error
 	ctlErr := g.conn.Control(func(epoll uintptr) {
@@ -197,7 +197,8 @@ func (g *Group) openQueue() (*queue, error) {
 // reopen replaces a queue by an empty one without marks.
 func (g *Group) reopen(q *queue) error {
 	q.empty = before()
-	// Threads are told apart for the sake of victim, and so merge less.
+	// FAN_REPORT_TID: what a rename replaced is found by its thread, see replace.go. It also
+	// keeps the kernel from merging what different threads did.
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME_TARGET|unix.FAN_REPORT_TID|
 		unix.FAN_UNLIMITED_MARKS|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
 	switch {
@@ -353,8 +354,9 @@ func (g *Group) Drain() error {
 	return nil
 }
 
-// schedule notes when to try again what could not be done, and to tell what a queue wakes
-// nobody for any more, as it was read already. A Wait that has begun learns of it.
+// schedule sets when Drain is to be called though no new event comes: to try again what
+// could not be done, and to tell events that have been read already, for which epoll wakes
+// nobody. A Wait that has begun is ended if that is earlier than what it waits for.
 func (g *Group) schedule() {
 	at, now := g.retryMounts, len(g.owed) > 0
 	for _, fs := range g.filesystems {
@@ -424,8 +426,8 @@ func (g *Group) read(q *queue) error {
 	}
 }
 
-// readOn does that for the next Drain, and returns how far it came: what has
-// happened until now is before that.
+// readOn reads what waits into the batch that the next Drain tells. It returns the position
+// in the queue that it came to: events of what has happened until now are before that.
 func (g *Group) readOn(q *queue) uint64 {
 	if err := g.read(q); err != nil { // the next Drain meets it again
 		g.log.Debug("cannot read on", "err", err)
@@ -434,8 +436,8 @@ func (g *Group) readOn(q *queue) uint64 {
 	return q.told + uint64(len(q.buf))
 }
 
-// clock compares CLOCK_MONOTONIC with the one of package time, which takes no system
-// call: at began it was between from and to, nanoseconds.
+// clock relates CLOCK_MONOTONIC to package time, whose clock takes no system call to read:
+// at began, CLOCK_MONOTONIC was between from and to, in nanoseconds.
 var clock = func() (c struct {
 	began    time.Time
 	from, to int64

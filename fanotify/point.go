@@ -164,7 +164,7 @@ func (p *point) openRoot() (fd int, copied bool, err error) {
 	return fd, false, err
 }
 
-// dup is enter for who closes what is returned.
+// dup enters the mount for a caller that closes what is returned.
 func (p *point) dup() (int, error) {
 	at, _, err := p.enter()
 	if err != nil {
@@ -251,7 +251,7 @@ func (g *Group) leaveMoved() {
 // A namespace is one whose mounts a Group hears of.
 type namespace struct {
 	*mounts.Source
-	wake int // for Wait's epoll: a file that was polled says nothing until there is something new
+	wake int // the same file again, for Wait's epoll: polling one takes its news away
 }
 
 // A mountTable has the mounts of this process's namespace and that of process
@@ -462,25 +462,32 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 	if is.ID != m.ID {
 		return nil // something is mounted over it, or over a directory above
 	}
-	// In what cannot be watched the name goes on.
-	for dir, name := path.Dir(m.Point), path.Base(m.Point); ; dir, name = path.Dir(dir), path.Join(path.Base(dir), name) {
-		in, err := mounts.Identify(from.fd, to(dir))
+	p := &point{is: is, mount: m, left: left != nil, fd: -1}
+	if !p.placeIn(from.fd, to, bases) || !p.seen() {
+		return nil
+	}
+	return p
+}
+
+// placeIn finds the nearest mount above the point that is watched, and the directory there
+// that has the mount point. What is between, which cannot be watched, becomes part of the
+// point's name. The table's paths are reached from the directory fd by to.
+func (p *point) placeIn(fd int, to func(string) string, bases map[int]base) bool {
+	for dir, name := path.Dir(p.mount.Point), path.Base(p.mount.Point); ; dir, name = path.Dir(dir), path.Join(path.Base(dir), name) {
+		in, err := mounts.Identify(fd, to(dir))
 		if err != nil {
-			return nil
+			return false
 		}
 		if host, ok := bases[in.ID]; ok {
-			h, _, err := handleAt(from.fd, to(dir))
+			h, _, err := handleAt(fd, to(dir))
 			if err != nil {
-				return nil
+				return false
 			}
-			p := &point{is: is, mount: m, host: host.view, upper: host.fs, dir: host.fs.get(h), name: name, left: left != nil, fd: -1}
-			if !p.seen() {
-				return nil
-			}
-			return p
+			p.host, p.upper, p.dir, p.name = host.view, host.fs, host.fs.get(h), name
+			return true
 		}
 		if dir == "/" {
-			return nil
+			return false
 		}
 	}
 }

@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A rename may replace what had its new name. The kernel never names that, but says
-// in one go and of one thread: RENAME, ATTRIB of the file or directory that lost
-// its name, MOVE_SELF of the one renamed; see fsnotify_move in linux/fsnotify.h.
-// The last may have been merged into that of an earlier rename; then a link or
-// unlink may be what the ATTRIB is of. All of it is in the queue before the lock of
-// the new name's directory is given up.
+// A rename may replace what had its new name. The kernel makes no event with that name.
+// It makes three of one thread, one after the other (fsnotify_move in linux/fsnotify.h):
+// RENAME; ATTRIB of the file or directory that has lost its name, if there was one;
+// MOVE_SELF of the one renamed. So an ATTRIB between the other two tells of a victim.
+// MOVE_SELF may be missing here, if it was merged into that of an earlier rename; then the
+// ATTRIB may also be that of a later link or unlink. All three are in the queue before
+// the lock of the new name's directory is given up.
 
 // replacements are the renames in a batch that replaced something.
 type replacements struct {

@@ -32,7 +32,7 @@ type hit struct {
 	hidden []int  // ids of mounts in which they do not
 }
 
-// A climb is on its way up from a name.
+// A climb is the state of going up from a name, directory by directory, to the top.
 type climb struct {
 	buf     []byte
 	at      int   // the name so far is buf[at:]
@@ -171,7 +171,7 @@ func (s *scope) collect(n *node, c *climb) {
 	s.hits = append(s.hits, h)
 }
 
-// crossAll goes on wherever n is the root of a mount that is seen below a watch tree.
+// crossAll climbs on above the mounts whose root n is, for each that a watch tree sees.
 func (s *scope) crossAll(n *node, c *climb) error {
 	if n.mounts == nil {
 		return nil
@@ -198,9 +198,9 @@ func (s *scope) crossAll(n *node, c *climb) error {
 	return failed
 }
 
-// covered says whether the climb ends, since something is mounted over the
-// directory name in the one that has mounts. In other mounts of the filesystem it
-// may go on.
+// covered says whether the climb ends since something is mounted over name, in the directory
+// that has mounts. A directory may be in several mounts of its filesystem: if it is covered
+// in one of them, the climb goes on for the others.
 func (c *climb) covered(mounts *mounted, name string) bool {
 	for _, p := range mounts.in {
 		if !p.covers(name) {

@@ -14,19 +14,19 @@ import (
 )
 
 // directoryMarks has a mark on each directory of its watch trees, where there is no
-// filesystem mark. A directory is marked first and read then: of what was made in
-// it before, no event tells, and of what was made since, one does. The handle
-// tree has all these directories, and nothing else is in sight.
+// filesystem mark. A directory is marked first and then read: what was made in it before the
+// mark is found there, what was made since has an event. The handle tree has all these
+// directories, and any other directory is in no watch tree.
 //
-// Marks of directories that left the tree stay until the filesystem has no
-// watch tree any more, and so do bits that no watch asks for any more: it has
-// a queue of its own, which takes them all along.
+// A directory that leaves the tree keeps its mark, and a mark keeps the bits that no watch
+// asks for any more, until the filesystem has no watch tree: these have a queue of their own,
+// and when it is closed all its marks are gone.
 type directoryMarks struct {
 	fs        *filesystem
 	unentered []unentered // what could not be marked where it should have been
 }
 
-// An unentered directory was not where it should have been.
+// An unentered directory could not be marked, as it was not where events said.
 type unentered struct {
 	node *node
 	tell bool
@@ -149,8 +149,8 @@ func (s *directoryMarks) walkRoot(n *node) error {
 // A walk is one through a tree, or what it knows of a part of that.
 type walk struct {
 	point *point // the mount, if it begins at the root of one below a watch tree
-	seen  bool   // it is in another's tree as well, who is told of what is found new when the event comes that says so
-	tell  bool   // what it finds must have been told
+	seen  bool   // it is in the tree of another watch too, to which the event of what is new here is yet to be told
+	tell  bool   // what it finds is new, and must be told unless an event tells of it
 }
 
 // walk marks the directory n, which it has open as fd and closes, and all below on
@@ -167,23 +167,9 @@ func (s *directoryMarks) walk(n *node, fd int, k walk) error {
 	// By that name ReadDir looks at entries whose type the filesystem does not say.
 	dir := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
 	defer dir.Close()
-	if !n.marked && fs.marked >= fs.g.maxMarks {
-		return errTooMany
-	}
-	switch err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
-	case isRemoved(err):
-		s.unentered = append(s.unentered, unentered{n, k.tell}) // an event should say so
-		return nil
-	case err != nil:
-		return fmt.Errorf("marking directory: %w", err)
-	}
-	if !n.marked {
-		n.marked, n.pending = true, k.seen
-		fs.marked++
-		fs.pin(n)
-	}
-	if k.tell {
-		n.pending = false
+	marked, err := s.mark(n, fd, k)
+	if !marked {
+		return err
 	}
 	for {
 		entries, err := dir.ReadDir(512)
@@ -206,20 +192,45 @@ func (s *directoryMarks) walk(n *node, fd int, k walk) error {
 	}
 }
 
+// mark marks the directory n, which is open as fd. It returns false without an error if the
+// directory was removed, of which an event should tell.
+func (s *directoryMarks) mark(n *node, fd int, k walk) (bool, error) {
+	fs := s.fs
+	if !n.marked && fs.marked >= fs.g.maxMarks {
+		return false, errTooMany
+	}
+	switch err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
+	case isRemoved(err):
+		s.unentered = append(s.unentered, unentered{n, k.tell})
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("marking directory: %w", err)
+	}
+	if !n.marked {
+		n.marked, n.pending = true, k.seen
+		fs.marked++
+		fs.pin(n)
+	}
+	if k.tell {
+		n.pending = false
+	}
+	return true, nil
+}
+
 // isRemoved says whether err is what FUSE, and others without an inode of their
 // own, answer for a directory that is held open and was removed.
 func isRemoved(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE)
 }
 
-// isOther says whether err is that of opening a directory by a name that is
-// nobody's any more, or something else's.
+// isOther says whether err means that there is no directory of that name any more: nothing,
+// or something else.
 func isOther(err error) bool {
 	return err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP
 }
 
-// walkEntry walks what name is in the directory n. If that has gone, an event
-// tells of it. It sets off no automount.
+// walkEntry walks the directory name in n. If there is none any more it does nothing: an
+// event tells of that. It sets off no automount.
 func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) error {
 	fd, h, err := readHere(dirfd, name)
 	if isOther(err) || err == unix.EXDEV {
@@ -239,8 +250,8 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 // locate finds nothing: what a walk did not find is out of sight.
 func (*directoryMarks) locate(*node) error { return nil }
 
-// appeared marks the tree of n, and has it told what is in there, if n did not
-// bring that along.
+// appeared marks the tree of n. What is in there is told, unless n was moved in: then a
+// client lists it, as after any such rename.
 func (s *directoryMarks) appeared(n, dir *node, name string, how arrival) {
 	known := n.marked && !n.pending
 	if known && (how == renamed || how == made && n.parent == dir && n.name == name) {
@@ -405,8 +416,8 @@ func (n *node) enter(mountID int) (int, error) {
 // removed forgets the mark of a directory, which went with it.
 func (s *directoryMarks) removed(n *node) { s.fs.gone(n) }
 
-// forget begins anew: another queue, all marks, and the handle tree as it is
-// found. All that happened meanwhile is under an Overflow.
+// forget begins anew, with an empty queue, new marks on all directories, and the handle tree
+// as it is found on disk. All watches are told of an Overflow.
 func (s *directoryMarks) forget() {
 	fs := s.fs
 	began := time.Now()

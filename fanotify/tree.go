@@ -37,7 +37,7 @@ type node struct {
 	doubts int    // where in filesystem.doubts the last one of a name in it is, from 1; 0 is none
 
 	marked  bool   // it is marked as part of a watch tree, see directoryMarks
-	pending bool   // it was, before the event was told that it came into another's sight
+	pending bool   // a walk marked it, and the event that it came into another watch's tree is yet to be told
 	listed  uint64 // the batch in which the directories in it were listed, see singleMarks; else 0
 
 	prev, next *node    // in the lru ring; nil for nodes that are needed

@@ -33,7 +33,8 @@ type Watch struct {
 
 // What marks ask for besides the watches' own ops.
 const (
-	// victimMask, on a filesystem whose watches tell of names: see victim.
+	// victimMask, on a filesystem with watches that ask for Delete, tells which renames
+	// replaced something, see replace.go.
 	victimMask = unix.FAN_ATTRIB | unix.FAN_MOVE_SELF | unix.FAN_ONDIR
 	// selfMask, on a watched directory: ATTRIB shows that another directory was
 	// renamed over it, MOVE_SELF that its guard must follow.
@@ -165,45 +166,20 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 	return nil
 }
 
-// enlist finds the node of w, whose directory it takes ownership of.
+// enlist makes w one of the watches of its filesystem and of its directory's node. It takes
+// ownership of dir.
 func (g *Group) enlist(w *Watch, dir *os.File) error {
-	h, mountID, err := handleAt(int(dir.Fd()), "")
-	if err != nil {
-		dir.Close()
-		return fmt.Errorf("taking directory's handle: %w", err)
-	}
-	fs, err := g.filesystem(int(dir.Fd()), w.tree)
-	if err != nil {
+	if err := g.locateWatch(w, dir); err != nil {
 		dir.Close()
 		return err
 	}
-	w.mountID, w.fs, w.dir = mountID, fs, dir
-	w.node = fs.get(h)
-	w.inode = w.device == 0 && fs.how.alone(w)
-	if w.tree {
-		if w.view, err = fs.see(dir, mountID); err != nil {
-			dir.Close()
-			fs.close()
-			return err
-		}
-	}
-	inode, _ := w.masks()
-	given := dir
-	if w.node.site != nil && w.node.view.id != mountID {
-		given = nil // w keeps its own: other mounts may be below it there
-	}
-	if err := fs.want(w.node, given, mountID, inode); err != nil {
-		if given == nil {
-			dir.Close()
-		}
+	fs := w.fs
+	if err := w.hold(dir); err != nil {
 		if w.tree {
 			fs.unsee(w.view)
 		}
 		fs.close()
 		return err
-	}
-	if given != nil {
-		w.dir = w.node.dir
 	}
 	fs.changes++
 	w.inFS, fs.watches = len(fs.watches), append(fs.watches, w)
@@ -217,6 +193,45 @@ func (g *Group) enlist(w *Watch, dir *os.File) error {
 		fs.how.forget() // before another event is told by it
 	}
 	return nil
+}
+
+// locateWatch finds the filesystem, the node and the mount of w.
+func (g *Group) locateWatch(w *Watch, dir *os.File) error {
+	h, mountID, err := handleAt(int(dir.Fd()), "")
+	if err != nil {
+		return fmt.Errorf("taking directory's handle: %w", err)
+	}
+	fs, err := g.filesystem(int(dir.Fd()), w.tree)
+	if err != nil {
+		return err
+	}
+	w.mountID, w.fs, w.dir = mountID, fs, dir
+	w.node = fs.get(h)
+	w.inode = w.device == 0 && fs.how.alone(w)
+	if w.tree {
+		if w.view, err = fs.see(dir, mountID); err != nil {
+			fs.close()
+		}
+	}
+	return err
+}
+
+// hold has the directory of w held open and marked as far as w needs that. It takes
+// ownership of dir.
+func (w *Watch) hold(dir *os.File) error {
+	mask, _ := w.masks()
+	given := dir
+	if w.node.site != nil && w.node.view.id != w.mountID {
+		given = nil // w keeps its own: other mounts may be below it there
+	}
+	err := w.fs.want(w.node, given, w.mountID, mask)
+	switch {
+	case err != nil && given == nil:
+		dir.Close()
+	case err == nil && given != nil:
+		w.dir = w.node.dir
+	}
+	return err
 }
 
 // arm has marked what w needs besides its directory.
