@@ -278,6 +278,7 @@ type mounter struct {
 }
 
 func (m *mounter) step() {
+	defer m.bare()
 	point := m.path("w")
 	var err error
 	op := ""
@@ -301,13 +302,11 @@ func (m *mounter) step() {
 	case k == 3:
 		op = "move"
 		if err = unix.Mount(m.at[i], point, "", unix.MS_MOVE, ""); err == nil {
-			bare(m.at[i])
 			m.at = append(m.at[:i], m.at[i+1:]...)
 		}
 	default:
 		op, point = "umount", m.at[i]
 		if err = unix.Unmount(point, 0); err == nil {
-			bare(point)
 			m.at = append(m.at[:i], m.at[i+1:]...)
 		}
 	}
@@ -337,12 +336,18 @@ func (m *mounter) autofs(dir string) error {
 	return errJoin(unix.Mount("none", dir, "autofs", 0, opts), unix.Mount("", dir, "", unix.MS_PRIVATE, ""))
 }
 
-// bare unmounts dir if it is an automount point: its automounter can make directories in
-// it, which is nobody's business.
-func bare(dir string) {
-	var st unix.Statfs_t
-	if unix.Statfs(dir, &st) == nil && st.Type == unix.AUTOFS_SUPER_MAGIC {
-		unix.Unmount(dir, 0)
+// bare unmounts the automount points on which nothing is mounted: this process is taken for
+// the automounter, and can make directories in them, which is nobody's business.
+func (m *mounter) bare() {
+	for done := false; !done; {
+		done = true
+		text, _ := os.ReadFile("/proc/self/mountinfo")
+		for _, p := range mounts.Parse(text).All() {
+			var st unix.Statfs_t
+			if p.Kind == "autofs" && p.Below(m.root) && unix.Statfs(p.Point, &st) == nil && st.Type == unix.AUTOFS_SUPER_MAGIC {
+				done = unix.Unmount(p.Point, 0) != nil && done
+			}
+		}
 	}
 }
 

@@ -577,3 +577,22 @@ func TestTooLarge(t *testing.T) {
 	drain(t, g)
 	wantTold(t, told, "create a/end")
 }
+
+// What could not be settled in a Drain is told by the next, also if that has watch trees
+// list anew: a watch of the directory alone need not.
+func TestUnsettledWhenStale(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	_, tree := watchTest(t, g, dir, true, Create)
+	w, single := watchTest(t, g, dir, false, Create)
+	touch(t, dir+"/f")
+	drain(t, g)
+	wantTold(t, tree, "create f")
+	wantTold(t, single, "create f")
+	w.fs.believe(w.node, doubt{name: []byte("f")}, true) // as if it were not there
+	w.fs.misnamed()
+	w.fs.trim()
+	wantTold(t, tree, "overflow")
+	drain(t, g)
+	wantTold(t, single, "create f")
+}

@@ -158,8 +158,8 @@ func (fs *filesystem) revealDirectory(n *node) {
 // stops changing things must not keep it; what is not certain then is for the next.
 const maxPutOff = 4
 
-// keepDoubts is for how many names memory stays allocated between two batches.
-const keepDoubts = 4096
+// allocDoubts is for how many names memory stays allocated between two batches.
+const allocDoubts = 4096
 
 // settle looks at what is in doubt and tells what differs. What differs may be the work
 // of events that came meanwhile: then these are told first.
@@ -193,8 +193,25 @@ func (fs *filesystem) settle() {
 	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
 		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
 	}
+	fs.keepDoubts(unsettled)
+}
+
+// forgetTold forgets what is in doubt since all watch trees are told of an Overflow. Of
+// names in a watched directory, which a watch of it alone may ask for, it forgets nothing.
+func (fs *filesystem) forgetTold() {
+	var kept []doubt
+	for _, d := range fs.doubts {
+		if d.dir.site != nil && len(d.dir.watches) > 0 {
+			kept = append(kept, d)
+		}
+	}
+	fs.keepDoubts(kept)
+}
+
+// keepDoubts forgets all doubts but those.
+func (fs *filesystem) keepDoubts(kept []doubt) {
 	fs.forgetDoubts()
-	for _, d := range unsettled {
+	for _, d := range kept {
 		fs.addDoubt(doubtKey{d.dir, maphash.Bytes(seed, d.name)}, d)
 		fs.expecting = fs.expecting || d.expected
 	}
@@ -206,7 +223,7 @@ func (fs *filesystem) forgetDoubts() {
 		fs.doubts[i].dir.doubts = 0
 	}
 	switch n := len(fs.doubts); {
-	case n > keepDoubts:
+	case n > allocDoubts:
 		fs.doubts, fs.doubtful = nil, make(map[doubtKey]int)
 	case n > 0:
 		fs.doubts = fs.doubts[:0]

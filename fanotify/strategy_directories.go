@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -233,6 +234,9 @@ func isOther(err error) bool {
 // event tells of that. It sets off no automount.
 func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) error {
 	fd, h, err := readHere(dirfd, name)
+	if err == unix.EXDEV && k.tell && !n.hasMount(name) {
+		s.fs.g.movedIn = true // a mount came along with a directory
+	}
 	if isOther(err) || err == unix.EXDEV {
 		return nil
 	}
@@ -245,6 +249,11 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 	}
 	k.seen = k.seen || child.beginnings() > 0
 	return s.walk(child, fd, k)
+}
+
+// hasMount says whether a mount is known over the directory name in n.
+func (n *node) hasMount(name string) bool {
+	return n.mounts != nil && slices.ContainsFunc(n.mounts.in, func(p *point) bool { return p.covers(name) })
 }
 
 // locate finds nothing: what a walk did not find is out of sight.

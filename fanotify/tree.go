@@ -118,7 +118,7 @@ func (fs *filesystem) move(n, parent *node, name string) {
 // tree that nothing keeps right.
 func (fs *filesystem) trim() {
 	if fs.stale || !fs.retry.IsZero() && !time.Now().Before(fs.retry) {
-		fs.forgetDoubts() // an Overflow is told
+		fs.forgetTold()
 		fs.how.forget()
 	}
 	keep := fs.g.maxNodes
