@@ -241,8 +241,8 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 		l.inherit(part)
 	}
 
-	defer context.AfterFunc(ctx, l.poke)()
-	var idle time.Time // when to retire; else zero
+	defer context.AfterFunc(ctx, l.group.Wake)() // a poke may be taken for an earlier one
+	var idle time.Time                           // when to retire; else zero
 	for ctx.Err() == nil {
 		var err error
 		select {
