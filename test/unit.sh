@@ -14,5 +14,5 @@ go vet -tags guest ./test/...
 go vet -tags small ./cmd/...
 
 echo "unit: go test -race"
-go test -race -timeout 5m -v ./... > >(tee "$log" | grep --line-buffered -E '^(ok|FAIL|panic:|WARNING: DATA RACE)|^ *--- (FAIL|SKIP)') 2>&1 ||
+go test -race -timeout 8m -v ./... > >(tee "$log" | grep --line-buffered -E '^(ok|FAIL|panic:|WARNING: DATA RACE)|^ *--- (FAIL|SKIP)') 2>&1 ||
 	{ cat "$log"; exit 1; }
