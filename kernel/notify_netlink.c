@@ -90,9 +90,12 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 	return genlmsg_reply(msg, info);
 }
 
-/* Items that go in one reply, with room for the longest names in one of four. */
-#define NOTIFY_NEXT_ITEMS	64
-#define NOTIFY_NEXT_SIZE	16000
+/*
+ * Items that go in one reply, which has room for so many with names of a usual
+ * length. It takes no more than a page: mostly there is one item, and the kernel
+ * may clear what it allocates.
+ */
+#define NOTIFY_NEXT_ITEMS	16
 
 static int notify_put_watch(struct sk_buff *msg,
 			    const struct ksmbd_notify_next *next)
@@ -187,7 +190,7 @@ static int notify_next_doit(struct sk_buff *skb, struct genl_info *info)
 
 	/* Allocate first: if that fails, no item has to be given back. */
 	next = kcalloc(NOTIFY_NEXT_ITEMS, sizeof(*next), GFP_KERNEL);
-	msg = nlmsg_new(NOTIFY_NEXT_SIZE, GFP_KERNEL);
+	msg = genlmsg_new(GENLMSG_DEFAULT_SIZE, GFP_KERNEL);
 	hdr = msg ? notify_put(msg, info) : NULL;
 	if (!next || !hdr) {
 		nlmsg_free(msg);
