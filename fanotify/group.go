@@ -94,6 +94,7 @@ type Group struct {
 	look        func(epoll uintptr) bool // asks epoll
 	until       time.Time                // what it waits for at the longest
 	awake       atomic.Bool              // WaitUntil is not to wait
+	calm        atomic.Bool              // it has seen just now that no mount has changed
 	queues      []*queue                 // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	maxNodes    int
@@ -280,6 +281,7 @@ var passed = time.Unix(1, 0)
 // sleep blocks until done, which is asked when there may be something in the epoll, says
 // so, until a time that is not zero, or until Wake.
 func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
+	g.calm.Store(false)
 	if !until.Equal(g.until) {
 		g.file.SetReadDeadline(until) // fails as Read does
 		g.until = until
@@ -305,7 +307,7 @@ func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
 
 // asks looks what there is in the epoll, and has it say what comes.
 func (g *Group) asks(epoll uintptr) bool {
-	mounted := false // what epoll was asked anew of
+	mounted := false // epoll has told that mounts have changed, or may have missed that
 	for ; g.asleep > 0; g.asleep-- {
 		e := g.woke[g.asleep-1]
 		mounted = mounted || e.Events&unix.EPOLLPRI != 0
@@ -314,6 +316,10 @@ func (g *Group) asks(epoll uintptr) bool {
 	}
 	n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
 	g.asleep = max(n, 0)
+	for i := range g.asleep {
+		mounted = mounted || g.woke[i].Events&unix.EPOLLPRI != 0
+	}
+	g.calm.Store(err == nil && !mounted)
 	// A look too many costs one EAGAIN. That mounts have changed, asking anew may have kept from epoll.
 	g.found = n != 0 || err != nil || mounted && g.mounts.poll()
 	return g.found
@@ -329,7 +335,10 @@ func (g *Group) Drain() error {
 	defer g.leave()
 	g.ahead = false
 	g.patience = patience
-	if g.mounts.poll() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {
+	if !g.calm.Swap(false) {
+		g.mounts.poll()
+	}
+	if g.mounts.changed.Load() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {
 		g.refresh()
 	}
 	g.batch++

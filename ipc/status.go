@@ -272,13 +272,16 @@ func (s *stats) add(i Incident) {
 
 // of returns the numbers of a share.
 func (s *stats) of(share string) *ShareStatus {
-	if s.shares[share] == nil && len(s.shares) >= maxShares {
+	of := s.shares[share]
+	if of == nil && len(s.shares) >= maxShares {
 		share = ""
+		of = s.shares[share]
 	}
-	if s.shares[share] == nil {
-		s.shares[share] = &ShareStatus{Share: share}
+	if of == nil {
+		of = &ShareStatus{Share: share}
+		s.shares[share] = of
 	}
-	return s.shares[share]
+	return of
 }
 
 func (s *stats) list() (list []ShareStatus) {
