@@ -170,7 +170,8 @@ type ksmbd struct {
 	mu     sync.Mutex
 	socket socket
 	out    []byte // what is to be sent
-	seq    uint32 // of the last message in it
+	acks   []byte // and what after that: a client that holds PENDING may cancel what is yet to be told
+	seq    uint32 // of the last message
 	in     []byte
 	errs   []genl.Message // answers to what was sent last
 	doubt  bool           // some answers to it were lost
@@ -231,15 +232,21 @@ func (k *ksmbd) begin(cmd uint8) (start int) {
 	return start
 }
 
+// send sends what is to be sent.
+func (k *ksmbd) send() error {
+	k.out = append(k.out, k.acks...)
+	err := k.socket.Send(k.out)
+	k.out, k.acks = k.out[:0], k.acks[:0]
+	return err
+}
+
 // exchange sends what is to be sent and takes in the answers. ksmbd has handled
 // all of it when it has been sent. Of messages without an answer it is known that
 // they did not fail, unless answers were lost. With replies, the last one has a
 // reply, which is returned; it is valid until the next exchange.
 func (k *ksmbd) exchange(replies bool) (reply []byte, err error) {
 	k.errs, k.doubt = k.errs[:0], false
-	err = k.socket.Send(k.out)
-	k.out = k.out[:0]
-	if err != nil {
+	if err := k.send(); err != nil {
 		return nil, err
 	}
 	for {
@@ -293,6 +300,7 @@ func (k *ksmbd) errOf(seq uint32) error {
 func (k *ksmbd) Next() (items []genl.Item, more bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.out, k.acks = append(k.out, k.acks...), k.acks[:0]
 	genl.EndMessage(k.out, k.begin(genl.CmdNext))
 	reply, err := k.exchange(true)
 	var errno unix.Errno
@@ -319,24 +327,25 @@ func (k *ksmbd) Next() (items []genl.Item, more bool, err error) {
 func (k *ksmbd) Ack(id uint64, errno unix.Errno) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	start := k.begin(genl.CmdAck)
-	k.out = genl.Ack{ID: id, Errno: uint32(errno)}.Append(k.out)
-	genl.EndMessage(k.out, start)
+	start := len(k.acks)
+	k.seq++
+	k.acks = genl.AppendMessage(k.acks, k.family.ID, genl.CmdAck, k.seq)
+	k.acks = genl.Ack{ID: id, Errno: uint32(errno)}.Append(k.acks)
+	genl.EndMessage(k.acks, start)
 }
 
 // Flush implements Kernel.
 func (k *ksmbd) Flush() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.out) == 0 {
+	if len(k.acks) == 0 {
 		return
 	}
 	// Of an item that has ended meanwhile the next exchange meets an error, and
 	// nobody needs it.
-	if err := k.socket.Send(k.out); err != nil { // of which Next hears too
+	if err := k.send(); err != nil { // of which Next hears too
 		k.log.Debug("acknowledging failed", "err", err)
 	}
-	k.out = k.out[:0]
 }
 
 // Complete implements Kernel.

@@ -571,10 +571,10 @@ func TestCompletions(t *testing.T) {
 			{Request: 5, Status: genl.StatusEnumDir}, {Request: 7, Records: a},
 		}
 	}
-	k.Ack(8, 0)
+	k.Ack(8, unix.EPROTO)
 	cs := completions()
 	k.Complete(cs)
-	w.said("1: +a", "3: +a", "5: ENUM_DIR", "7: +a")
+	w.said("1: +a", "3: +a", "5: ENUM_DIR", "7: +a", "ack 8: EPROTO")
 	for i, want := range []error{nil, ErrNoRequest, nil, ErrNoRequest, nil} {
 		if i != 2 && !errors.Is(cs[i].Err, want) || i == 2 && (cs[i].Err == nil || errors.Is(cs[i].Err, ErrNoRequest)) {
 			t.Errorf("%d: %v", cs[i].Request, cs[i].Err)

@@ -507,6 +507,9 @@ func (l *worker) serve() error {
 		}
 		l.act(what)
 		if told++; told%part == 0 {
+			l.mu.Lock()
+			l.flush() // what they are told goes before
+			l.mu.Unlock()
 			l.kernel.Flush()
 		}
 	}
