@@ -3,6 +3,7 @@
 package ipc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -165,6 +166,12 @@ func TestProcessDies(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	for stat := []byte(nil); !bytes.Contains(stat, []byte(") T ")); { // it may yet answer before that
+		var err error
+		if stat, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	drained := make(chan error)
 	go func() { drained <- g.Drain() }()
 	if err := cmd.Process.Kill(); err != nil {
@@ -173,7 +180,11 @@ func TestProcessDies(t *testing.T) {
 	if err := <-drained; !errors.Is(err, errLost) {
 		t.Errorf("Drain: %v", err)
 	}
-	if _, err := g.WaitUntil(time.Time{}); !errors.Is(err, errLost) {
+	var err error
+	for err == nil { // it may have said before that there is something
+		_, err = g.WaitUntil(time.Time{})
+	}
+	if !errors.Is(err, errLost) {
 		t.Errorf("WaitUntil: %v", err)
 	}
 }
