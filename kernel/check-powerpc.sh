@@ -17,7 +17,7 @@ if [ "$(cat "$out/release" 2> /dev/null)" != "$kver" ]; then
 	mkdir -p "$out/src"
 	dpkg-deb --fsys-tarfile "$linux"/dl/linux-source-*.deb | tar -xO --wildcards './usr/src/linux-source-*.tar.xz' |
 		tar -xJ -C "$out/src" --strip-components=1 --wildcards --no-anchored --exclude='Documentation/*.[rtys]*' --exclude='drivers/*.[chS]' \
-			--exclude='sound/*.[ch]' --exclude='arch/[a-oq-z]*/*.[chS]' --exclude='tools/testing/*' --exclude='tools/perf/*'
+			--exclude='sound/*.[ch]' --exclude='arch/[a-oq-z]*/*.[cS]' --exclude='tools/testing/*' --exclude='tools/perf/*'
 	cd "$out/src"
 	make -s allnoconfig
 	printf 'CONFIG_%s\n' PPC_BOOK3S_32=y CPU_BIG_ENDIAN=y MODULES=y NET=y INET=y MULTIUSER=y FANOTIFY=y NETWORK_FILESYSTEMS=y \
