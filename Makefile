@@ -43,8 +43,8 @@ BUILD   := build$(patsubst %,/%,$(filter-out 6.12,$(SERIES)$(SUITE:%=-%)))
 # What the tests vary: TRIES of each smbtorture test, SLOW for those that take minutes, FS of the share, RUN the Go tests
 # to run, SAMBA 4.22 or 4.25 for its smbtorture rather than this machine's, REQUESTS of TestCredits, LEASES=yes for leases
 # and durable handles in test-regression, SMB the form of bench-smb, full or short, with PARTS and CLOCK as its bench.sh
-# says, FUZZ for how long a fuzzer runs and SEED what its input is made of (0: a new one), FOR how long TestSoak runs, with BLOWS of that name and WATCHES a
-# filesystem, LOUD=yes for the log of what the daemon does in it.
+# says, FUZZ for how long a fuzzer runs and SEED what its input is made of (0: a new one), FOR how long TestSoak runs, with
+# BLOWS of that name and WATCHES a filesystem, LOUD=yes for the log of what the daemon does in it.
 TRIES ?= 10
 SLOW  ?= 2
 FS    ?= tmpfs

@@ -126,7 +126,7 @@ var server struct {
 }
 
 func setUp() error {
-	for _, do := range []func() error{allowFiles, makeShare, configure, hangAfter, loadModule, startMountd, func() error { return startNotifyd() }} {
+	for _, do := range []func() error{allowFiles, makeShare, configure, loadModule, startMountd, func() error { return startNotifyd() }} {
 		if err := do(); err != nil {
 			return err
 		}
@@ -229,15 +229,6 @@ func makeImage(kind, image string) error {
 		}
 	}
 	return command(append(mkfs, image)...)
-}
-
-// hangAfter is how long a thread of ksmbd may wait, in seconds, before the kernel complains: for a client that does not answer
-// the break of a lease it waits 35.
-func hangAfter() error {
-	if !*leases {
-		return nil
-	}
-	return os.WriteFile("/proc/sys/kernel/hung_task_timeout_secs", []byte("60"), 0)
 }
 
 // loadModule loads the module named by the flag, with what the stock one depends on: ours depends on no more.
