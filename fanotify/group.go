@@ -9,7 +9,7 @@
 // handles in events into names. What can neither be named nor kept is told as
 // Overflow: nothing is dropped in silence.
 //
-// A Group belongs to one goroutine; one that waits for it may be another. It starts
+// A Group belongs to one goroutine; another may call Wait or WaitUntil. It starts
 // no goroutine that outlives a call.
 package fanotify
 
@@ -94,7 +94,7 @@ type Group struct {
 	look        func(epoll uintptr) bool // asks epoll
 	until       time.Time                // what it waits for at the longest
 	awake       atomic.Bool              // WaitUntil is not to wait
-	calm        atomic.Bool              // it has seen just now that no mount has changed
+	calm        atomic.Bool              // WaitUntil has just seen that no mount has changed
 	queues      []*queue                 // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	maxNodes    int
@@ -272,7 +272,7 @@ func (g *Group) SleepUntil(until time.Time) error {
 // call it.
 func (g *Group) Wake() {
 	g.awake.Store(true)
-	g.file.SetReadDeadline(passed) // fails when the group is closed, which wakes too
+	g.file.SetReadDeadline(passed) // fails only for a closed group, which nobody can wait for
 }
 
 // passed is the deadline that Wake sets.
@@ -286,7 +286,9 @@ func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
 		g.file.SetReadDeadline(until) // fails as Read does
 		g.until = until
 	}
-	if g.awake.Swap(false) { // Wake's deadline was before this one, or is yet to come
+	if g.awake.Swap(false) {
+		// Wake's deadline may have been replaced by the one above, or be set only after this:
+		// so it is not known now, and the next sleep sets its own.
 		g.until = passed
 		return nil
 	}

@@ -12,15 +12,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// namelessKinds are the filesystems on which a file may be written whose name is gone.
+var namelessKinds = []string{"tmpfs", "ext4", "xfs", "btrfs", "subvolume", "overlay", "overlay-export"}
+
+// watchBoth watches a new filesystem as a tree and its root by itself, and returns what each is told.
+func watchBoth(t *testing.T, kind string) (dir string, g *Group, tree, single *[]string) {
+	t.Helper()
+	dir = mountTest(t, kind)
+	g = openTest(t)
+	_, tree = watchTest(t, g, dir, true, allOps)
+	_, single = watchTest(t, g, dir, false, allOps)
+	return dir, g, tree, single
+}
+
 // What docs/guarantees.md says of files whose events have no name that anybody sees.
 func TestLinkedLater(t *testing.T) {
-	for _, kind := range []string{"tmpfs", "ext4", "xfs", "btrfs", "subvolume", "overlay", "overlay-export"} {
+	for _, kind := range namelessKinds {
 		t.Run(kind, func(t *testing.T) {
-			dir := mountTest(t, kind)
-			g := openTest(t)
-			defer g.Close()
-			_, tree := watchTest(t, g, dir, true, allOps)
-			_, single := watchTest(t, g, dir, false, allOps)
+			dir, g, tree, single := watchBoth(t, kind)
 			fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR, 0o600)
 			if err != nil {
 				t.Fatal(err)
@@ -56,13 +65,9 @@ func TestLinkedLater(t *testing.T) {
 // A file that is open and loses the name it was opened by: written later, it is told under no
 // name that is not its own.
 func TestUnlinkedLater(t *testing.T) {
-	for _, kind := range []string{"tmpfs", "ext4", "xfs", "btrfs", "subvolume", "overlay", "overlay-export"} {
+	for _, kind := range namelessKinds {
 		t.Run(kind, func(t *testing.T) {
-			dir := mountTest(t, kind)
-			g := openTest(t)
-			defer g.Close()
-			_, tree := watchTest(t, g, dir, true, allOps)
-			_, single := watchTest(t, g, dir, false, allOps)
+			dir, g, tree, single := watchBoth(t, kind)
 			f, n := dir+"/f", dir+"/n"
 			for _, c := range []struct {
 				what string

@@ -230,7 +230,7 @@ func (p *process) watch(dir *os.File, c call, fn func(fanotify.Change)) (Mark, e
 func (p *process) WaitUntil(until time.Time) (ready bool, err error) {
 	p.wakes.SetReadDeadline(until)
 	select {
-	case <-p.awake: // before that, or it has the deadline pass now
+	case <-p.awake: // the deadline that Wake sets may have been replaced by the one above
 		return false, nil
 	default:
 	}

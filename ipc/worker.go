@@ -115,8 +115,8 @@ type worker struct {
 	trees       int               // of the watches
 	waiting     map[uint64]*watch // by id of a pending request
 	outbox      []outgoing
-	emptied     []outgoing    // the next outbox
-	completions []Completion  // nothing: what the next ones are put in
+	emptied     []outgoing    // an empty outbox, kept for its memory
+	completions []Completion  // empty, kept for its memory too
 	eager       bool          // the next completion is the first
 	credit      time.Duration // for how long the queue may be read
 	counted     time.Time     // until when that is right
@@ -241,8 +241,9 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 		l.inherit(part)
 	}
 
-	defer context.AfterFunc(ctx, l.group.Wake)() // a poke may be taken for an earlier one
-	var idle time.Time                           // when to retire; else zero
+	// Not by poke: if l.wake holds an earlier poke, that would wake nobody.
+	defer context.AfterFunc(ctx, l.group.Wake)()
+	var idle time.Time // when to retire; else zero
 	for ctx.Err() == nil {
 		var err error
 		select {

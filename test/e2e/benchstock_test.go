@@ -50,6 +50,9 @@ const (
 // quietTime is after what time nothing that comes of a request is counted for the next.
 const quietTime = 20 * time.Millisecond
 
+// stockRequests are what is measured, in this order, of each file.
+var stockRequests = []string{"ECHO", "CREATE", "WRITE", "READ", "SET_INFO size", "SET_INFO times", "CLOSE"}
+
 // stockModes are what is compared; the stock module's is what the others are divided by.
 var stockModes = []string{"stock", "nobody watches", "watched elsewhere"}
 
@@ -101,7 +104,7 @@ func benchStock(rounds int, out io.Writer) error {
 		fmt.Fprintf(out, "%20s", mode)
 	}
 	fmt.Fprintln(out)
-	for _, what := range []string{"ECHO", "CREATE", "WRITE", "READ", "SET_INFO size", "SET_INFO times", "CLOSE"} {
+	for _, what := range stockRequests {
 		fmt.Fprintf(out, "%-16s%10.3fms", what, ms(took["stock"][0][what]))
 		for _, mode := range stockModes[1:] {
 			var ratios []float64
@@ -149,29 +152,26 @@ func stockRound(watched bool, dir string) (map[string]time.Duration, error) {
 	samples := make(map[string][]time.Duration)
 	data := []byte(strings.Repeat("x", 4096))
 	var files [stockFiles]*smb2.File
-	steps := []struct {
-		what string
-		do   func(i int) error
-	}{
-		{"ECHO", func(int) error { _, err := c.Do(ctx, smb2.EchoRequest()); return err }},
-		{"CREATE", func(i int) (err error) { files[i], err = c.create(ctx, fmt.Sprintf(`bench\f%d`, i)); return }},
-		{"WRITE", func(i int) error { return files[i].Write(ctx, 0, data) }},
-		{"READ", func(i int) error { _, err := files[i].Read(ctx, 0, 4096); return err }},
-		{"SET_INFO size", func(i int) error { return files[i].SetSize(ctx, 8192) }},
-		{"SET_INFO times", func(i int) error { return files[i].SetBasic(ctx, smb2.Basic{LastWrite: time.Unix(1e9, 0)}) }},
-		{"CLOSE", func(i int) error { return files[i].Close(ctx) }},
+	do := map[string]func(i int) error{
+		"ECHO":           func(int) error { _, err := c.Do(ctx, smb2.EchoRequest()); return err },
+		"CREATE":         func(i int) (err error) { files[i], err = c.create(ctx, fmt.Sprintf(`bench\f%d`, i)); return },
+		"WRITE":          func(i int) error { return files[i].Write(ctx, 0, data) },
+		"READ":           func(i int) error { _, err := files[i].Read(ctx, 0, 4096); return err },
+		"SET_INFO size":  func(i int) error { return files[i].SetSize(ctx, 8192) },
+		"SET_INFO times": func(i int) error { return files[i].SetBasic(ctx, smb2.Basic{LastWrite: time.Unix(1e9, 0)}) },
+		"CLOSE":          func(i int) error { return files[i].Close(ctx) },
 	}
 	for range stockSamples {
-		for _, step := range steps {
+		for _, what := range stockRequests {
 			var group errgroup.Group
 			start := time.Now()
 			for i := range files {
-				group.Go(func() error { return step.do(i) })
+				group.Go(func() error { return do[what](i) })
 			}
 			if err := group.Wait(); err != nil {
-				return nil, fmt.Errorf("%s: %w", step.what, err)
+				return nil, fmt.Errorf("%s: %w", what, err)
 			}
-			samples[step.what] = append(samples[step.what], time.Since(start)/stockFiles)
+			samples[what] = append(samples[what], time.Since(start)/stockFiles)
 			time.Sleep(quietTime)
 		}
 		for i := range files {
