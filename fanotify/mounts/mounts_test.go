@@ -4,6 +4,7 @@ package mounts
 
 import (
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -73,7 +74,15 @@ func TestSource(t *testing.T) {
 		t.Skip("it takes root to mount")
 	}
 	dir := t.TempDir()
-	s, err := Open("/proc/self/mountinfo")
+	// In a mount namespace of its own thread, which ends with the test: other tests mount too.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open("/proc/thread-self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
