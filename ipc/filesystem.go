@@ -12,6 +12,12 @@ import (
 	"ksmbd-notifyd/fanotify/mounts"
 )
 
+// Superblock is a filesystem as ksmbd knows it.
+type Superblock struct {
+	Type   string // as proc_pid_mountinfo(5) has it
+	Device string // major:minor
+}
+
 // filesystemNames has the types of filesystem that a share is mostly on, by the
 // numbers in statfs(2). All others are looked up among the mounts.
 var filesystemNames = map[uint32]string{

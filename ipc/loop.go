@@ -428,9 +428,7 @@ func (l *loop) forget(watch uint64) {
 func (l *loop) retire(w *worker) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	w.inboxMu.Lock()
-	defer w.inboxMu.Unlock()
-	if len(w.inbox)+len(w.ends) > 0 || w.guests.Load() > 0 {
+	if !w.inbox.empty() || w.guests.Load() > 0 {
 		return false
 	}
 	for _, r := range l.routes {
@@ -462,7 +460,9 @@ func (l *loop) merge(w *worker) bool {
 		}
 		l.drop(w)
 		l.workers[w.filesystem] = other
-		for taken := w.take(); len(taken) > 0; taken = w.take() {
+		for more := true; more; {
+			var taken []any
+			taken, more = w.inbox.take()
 			other.post(taken...)
 		}
 		return true

@@ -198,7 +198,7 @@ func TestStuck(t *testing.T) {
 			}
 		}
 		for fs, l := range w.d.loop.workers {
-			if n := len(l.inbox); n > maxInbox+100 {
+			if n := len(l.inbox.items); n > maxInbox+100 {
 				t.Errorf("%v: %d in the inbox", fs, n)
 			}
 		}
