@@ -94,7 +94,6 @@ type Group struct {
 	look        func(epoll uintptr) bool // asks epoll
 	until       time.Time                // what it waits for at the longest
 	awake       atomic.Bool              // WaitUntil is not to wait
-	calm        atomic.Bool              // WaitUntil has just seen that no mount has changed
 	queues      []*queue                 // the first is shared by all filesystems that can
 	filesystems map[fsKey]*filesystem
 	maxNodes    int
@@ -281,7 +280,6 @@ var passed = time.Unix(1, 0)
 // sleep blocks until done, which is asked when there may be something in the epoll, says
 // so, until a time that is not zero, or until Wake.
 func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
-	g.calm.Store(false)
 	if !until.Equal(g.until) {
 		g.file.SetReadDeadline(until) // fails as Read does
 		g.until = until
@@ -309,21 +307,16 @@ func (g *Group) sleep(until time.Time, done func(epoll uintptr) bool) error {
 
 // asks looks what there is in the epoll, and has it say what comes.
 func (g *Group) asks(epoll uintptr) bool {
-	mounted := false // epoll has told that mounts have changed, or may have missed that
 	for ; g.asleep > 0; g.asleep-- {
 		e := g.woke[g.asleep-1]
-		mounted = mounted || e.Events&unix.EPOLLPRI != 0
 		e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
 		unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
 	}
 	n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
 	g.asleep = max(n, 0)
-	for i := range g.asleep {
-		mounted = mounted || g.woke[i].Events&unix.EPOLLPRI != 0
-	}
-	g.calm.Store(err == nil && !mounted)
-	// A look too many costs one EAGAIN. That mounts have changed, asking anew may have kept from epoll.
-	g.found = n != 0 || err != nil || mounted && g.mounts.poll()
+	// A look too many costs one EAGAIN. That mounts have changed, the runtime's poller takes
+	// from this epoll when it looks what has woken it.
+	g.found = n != 0 || err != nil || g.mounts.poll()
 	return g.found
 }
 
@@ -337,10 +330,7 @@ func (g *Group) Drain() error {
 	defer g.leave()
 	g.ahead = false
 	g.patience = patience
-	if !g.calm.Swap(false) {
-		g.mounts.poll()
-	}
-	if g.mounts.changed.Load() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {
+	if g.mounts.poll() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {
 		g.refresh()
 	}
 	g.batch++

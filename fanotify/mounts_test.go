@@ -129,3 +129,30 @@ func TestMountSeenByAnother(t *testing.T) {
 	drain(t, g)
 	wantTold(t, told, "create m/f")
 }
+
+// A mount wakes who waits also where only one namespace hears of it.
+func TestMountWakes(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	g := openTest(t)
+	others := g.mounts.namespaces[1:]
+	g.mounts.namespaces, g.mounts.sources = g.mounts.namespaces[:1], g.mounts.sources[:1]
+	for _, n := range others {
+		n.Close()
+		unix.Close(n.wake)
+	}
+	_, told := watchTest(t, g, dir, true, Create)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, name := range []string{"1", "2"} {
+		mounted := make(chan error)
+		time.AfterFunc(10*time.Millisecond, func() { // while it waits
+			mounted <- errJoin(unix.Mount("none", dir, "tmpfs", 0, "size=1m"), unix.Unmount(dir, 0))
+		})
+		waitErr := g.Wait(ctx)
+		if err := errJoin(<-mounted, waitErr); err != nil {
+			t.Fatal(name, err)
+		}
+		drain(t, g)
+	}
+	wantTold(t, told)
+}
