@@ -390,6 +390,10 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	isDir := e.mask&unix.FAN_ONDIR != 0
 	if moved != nil {
 		fs.sight(moved, to, string(e.new.name))
+		if a.nested() || b.nested() { // what is told first changes the names of what would be told then
+			a.lose(^Op(0))
+			b.lose(^Op(0))
+		}
 	}
 	if len(a.hits) > 0 {
 		fs.reveal(a, from, e.old.name)
@@ -406,7 +410,6 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	}
 	for i := range b.hits {
 		if h := &b.hits[i]; a.at(h) == nil {
-			fs.g.movedIn = fs.g.movedIn || isDir // mounts may have come along
 			fs.tellSides(nil, h, isDir, from, to)
 		}
 	}
@@ -466,6 +469,9 @@ func (fs *filesystem) tellSides(old, new *hit, isDir bool, from, to *node) {
 		}
 		if new != nil {
 			c.Name, c.Parent = new.nameFor(w), new.parent(to)
+		}
+		if c.OldName == nil && c.Name != nil && isDir && w.tree {
+			w.fs.g.movedIn = true // mounts may have come along
 		}
 		if c.OldName != nil || c.Name != nil {
 			w.tell(c)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -51,6 +52,9 @@ func TestDrainBound(t *testing.T) {
 						}
 					}
 					return nil
+				}},
+				{"directories in one another", 150, func(dir string, n int) error {
+					return os.MkdirAll(dir+strings.Repeat("/d", n), 0o755)
 				}},
 			} {
 				t.Run(c.what, func(t *testing.T) {

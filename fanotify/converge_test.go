@@ -54,6 +54,8 @@ func (m *model) list() map[string]bool {
 		case errors.Is(err, unix.ENOTCONN):
 			m.dead = true
 			return fs.SkipAll
+		case errors.Is(err, unix.ENOENT): // a directory was removed and is mounted elsewhere
+			return nil
 		case err != nil:
 			m.t.Fatalf("listing: %v", err)
 		}
@@ -273,8 +275,7 @@ func (x *mixer) step() (movedIn bool) {
 // mounter mounts things below the watch, moves them and takes them away.
 type mounter struct {
 	*mixer
-	at    []string
-	binds int
+	at []string
 }
 
 func (m *mounter) step() {
@@ -294,9 +295,16 @@ func (m *mounter) step() {
 	case k < 2: // over whatever is there, other mounts too
 		op = "mount"
 		err = unix.Mount("none", point, "tmpfs", 0, "size=1m")
-	case k == 2 && m.binds == 0: // binds in binds of themselves are left out
-		op = "bind"
-		err = unix.Mount(m.root+"/out", point, "", unix.MS_BIND, "")
+	case k == 2:
+		from := m.root + "/out"
+		if m.IntN(2) == 0 {
+			from = m.root + "/w"
+		}
+		if m.IntN(2) == 0 {
+			from = m.path("w")
+		}
+		op = "bind " + from[len(m.root)+1:]
+		err = unix.Mount(from, point, "", unix.MS_BIND, "")
 	case len(m.at) == 0:
 		return
 	case k == 3:
@@ -312,9 +320,6 @@ func (m *mounter) step() {
 	}
 	if err != nil {
 		return
-	}
-	if op == "bind" {
-		m.binds++
 	}
 	if op != "umount" {
 		m.at = append(m.at, point)

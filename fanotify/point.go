@@ -90,17 +90,20 @@ func (p *point) way() (fd int, way string, err error) {
 
 // wayTo does that for the directory n, by the names that are known.
 func (p *point) wayTo(n *node) (fd int, way string, err error) {
+	var names []string
+	length := 0
 	for ; n != p.root; n = n.parent {
 		if err := p.lower.place(n); err != nil {
 			return -1, "", err
 		}
-		if n.parent == nil || n.name == "" || len(way) > unix.PathMax {
+		if length += len(n.name) + 1; n.parent == nil || n.name == "" || length > unix.PathMax {
 			return -1, "", errUnmounted
 		}
-		way = path.Join(n.name, way)
+		names = append(names, n.name)
 	}
 	fd, above, err := p.way()
-	return fd, path.Join(above, way), err
+	slices.Reverse(names)
+	return fd, path.Join(above, strings.Join(names, "/")), err
 }
 
 // stands says whether the mount is still where it was, and nothing over it.
@@ -592,11 +595,10 @@ func (fs *filesystem) mountsAt(n *node) *mounted {
 	return n.mounts
 }
 
-// unmount takes a point from n.
-func (fs *filesystem) unmount(n *node, p *point) {
+// unmount takes a point from one of the lists at n.
+func (fs *filesystem) unmount(n *node, list *[]*point, p *point) {
 	fs.changes++
-	is := func(o *point) bool { return o == p }
-	n.mounts.in, n.mounts.of = slices.DeleteFunc(n.mounts.in, is), slices.DeleteFunc(n.mounts.of, is)
+	*list = slices.DeleteFunc(*list, func(o *point) bool { return o == p })
 	if len(n.mounts.in)+len(n.mounts.of) == 0 {
 		n.mounts = nil
 		fs.unpin(n)
@@ -678,7 +680,7 @@ func (p *point) detach() {
 		}
 		fs.nested = 0
 	}
-	fs.unmount(p.root, p)
+	fs.unmount(p.root, &p.root.mounts.of, p)
 	fs.unsee(p.view)
 	fs.stale = fs.stale || !fs.tracked()
 	fs.close()
@@ -698,7 +700,7 @@ func (g *Group) remove(id int) {
 		}
 	}
 	p.detach()
-	p.upper.unmount(p.dir, p)
+	p.upper.unmount(p.dir, &p.dir.mounts.in, p)
 	p.upper.unsee(p.host)
 }
 

@@ -264,6 +264,22 @@ func (s *scope) tell(c Change) {
 	}
 }
 
+// nested says whether a directory of that name is seen in itself too, through a mount.
+func (s *scope) nested() bool {
+	if s.used == 0 { // no mount was crossed, so that there is one name
+		return false
+	}
+	for i := range s.hits {
+		for j := range s.hits {
+			in, ok := bytes.CutPrefix(s.hits[i].name, s.hits[j].name)
+			if ok && len(in) > 0 && in[0] == '/' && s.hits[i].node == s.hits[j].node {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // seen says whether any watch tree sees the name.
 func (s *scope) seen() bool {
 	for i := range s.hits {

@@ -309,26 +309,26 @@ func (l *look) same(d *doubt, st *unix.Stat_t) bool {
 // barriers waits until whatever was under way in the directories of the differences, when
 // they were looked at, has been put in the queue.
 func (fs *filesystem) barriers(differ []difference) {
-	var last *node
+	dirs := make([]*node, 0, len(differ))
 	for _, d := range differ {
 		d.certain = true
-		if d.dir != last {
-			last = d.dir
-			fs.barrier(last)
-		}
+		dirs = append(dirs, d.dir)
 	}
+	fs.barrier(slices.Compact(dirs)...)
 }
 
 // tooLong is longer than any filesystem's names.
 var tooLong = strings.Repeat("x", 2000)
 
-// barrier does that for one directory. Whoever changes a directory holds its lock
+// barrier does that for directories. Whoever changes a directory holds its lock
 // until the event is in the queue. To look up a name that is too long takes that lock
 // and leaves nothing behind.
-func (fs *filesystem) barrier(dir *node) {
+func (fs *filesystem) barrier(dirs ...*node) {
 	l := look{fs: fs}
 	defer l.close()
-	l.stat(dir, []byte(tooLong))
+	for _, dir := range dirs {
+		l.stat(dir, []byte(tooLong))
+	}
 }
 
 // correct tells what is true of a name.
@@ -404,19 +404,26 @@ func (l *look) at(dir *node) error {
 	if l.fs.g.leaveMoved(); dir == l.dir && l.left == l.fs.g.left {
 		return nil
 	}
+	fd, way, err := l.open(dir)
 	l.close()
-	l.left, l.way = l.fs.g.left, ""
-	fd, err := -1, error(nil)
-	if p := l.fs.views[0].point; p != nil && !p.copied {
-		fd, l.way, err = l.fs.reach(p, dir)
-	} else {
-		fd, err = l.fs.how.open(dir, 0)
-	}
 	if err != nil {
 		return err
 	}
-	l.dir, l.fd = dir, fd
+	l.dir, l.fd, l.way, l.left = dir, fd, way, l.fs.g.left
 	return nil
+}
+
+func (l *look) open(dir *node) (fd int, way string, err error) {
+	p, below := l.fs.views[0].point, l.dir != nil && l.dir == dir.parent
+	switch {
+	case p != nil && !p.copied:
+		return l.fs.reach(p, dir)
+	case below && l.left == l.fs.g.left && !l.fs.how.whole(): // the way from above may be long
+		fd, err = dir.openAt(l.fd, dir.name)
+	default:
+		fd, err = l.fs.how.open(dir, 0)
+	}
+	return fd, "", err
 }
 
 // reach returns the way to a directory, with a '/' at its end, if it is still there.

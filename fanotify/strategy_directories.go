@@ -3,12 +3,13 @@
 package fanotify
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,16 +62,16 @@ func (*directoryMarks) masks(w *Watch) (directory, wide uint64) {
 
 func (*directoryMarks) hold(dir int) (int, error) { return new(filesystemMark).hold(dir) }
 
-// arm marks the tree of n, and with a wider mask those of all watches.
-func (s *directoryMarks) arm(n *node, _ *view, mask uint64) error {
-	roots := []*node{n}
+// arm marks the tree of n as v shows it, and with a wider mask those of all watches.
+func (s *directoryMarks) arm(n *node, v *view, mask uint64) error {
+	roots := []root{{n, v.id}}
 	if wider := s.fs.mark.count(mask, 1); wider != 0 {
 		roots = s.roots()
-	} else if n.marked && s.seen(n) {
+	} else if n.marked && s.seen(roots[0]) {
 		return nil
 	}
-	for _, n := range roots {
-		if err := s.walkRoot(n); err != nil {
+	for _, r := range roots {
+		if err := s.walkRoot(r); err != nil {
 			s.fs.mark.count(mask, -1)
 			return err
 		}
@@ -83,68 +84,90 @@ func (s *directoryMarks) disarm(_ *view, mask uint64) error {
 	return nil
 }
 
-// roots returns the directories where watch trees begin, each after those that it is in.
-func (s *directoryMarks) roots() (roots []*node) {
-	seen := make(map[*node]bool)
-	add := func(n *node) {
-		if !seen[n] {
-			seen[n] = true
-			roots = append(roots, n)
+// A root is a directory where a watch tree begins, or a mount below one. What one mount
+// shows of a directory may be covered in another.
+type root struct {
+	*node
+	mount int // the id of the mount that it is seen in
+}
+
+// roots returns all of them.
+func (s *directoryMarks) roots() (roots []root) {
+	seen := make(map[root]bool)
+	add := func(r root) {
+		if !seen[r] {
+			seen[r] = true
+			roots = append(roots, r)
 		}
 	}
 	for _, w := range s.fs.watches {
-		add(w.node)
+		add(root{w.node, w.mountID})
 	}
 	for _, p := range s.fs.points {
-		add(p.root)
+		add(root{p.root, p.is.ID})
 	}
 	return roots
 }
 
-// seen says whether n is in the tree of a watch besides one that begins there.
-func (s *directoryMarks) seen(n *node) bool {
-	if n.beginnings() > 1 {
+// seen says whether r is in the tree of a watch, or of a mount, besides one that begins
+// there, as that mount shows it or, if its id is 0, any.
+func (s *directoryMarks) seen(r root) bool {
+	if r.beginnings(r.mount) > 1 {
 		return true
 	}
-	if n.parent == nil && n.site != nil { // an event that says where it is may wait
-		if h, _, err := handleAt(int(n.dir.Fd()), ".."); err == nil && string(h) != n.handle {
+	if r.parent == nil && r.site != nil { // an event that says where it is may wait
+		if h, _, err := handleAt(int(r.dir.Fd()), ".."); err == nil && string(h) != r.handle {
 			above := s.fs.nodes[string(h)]
 			return above != nil && above.marked
 		}
 	}
-	for p := n.parent; p != nil; p = p.parent {
-		if p.beginnings() > 0 {
+	for p := r.parent; p != nil; p = p.parent {
+		if p.beginnings(r.mount) > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-// beginnings counts the watch trees that begin at n.
-func (n *node) beginnings() int {
-	count := 0
+// beginnings counts the watch trees, and the mounts below these, that begin at n, up to two:
+// those in the mount with that id or, if it is 0, any.
+func (n *node) beginnings(mount int) (count int) {
 	if n.site != nil {
-		count = len(n.watches)
+		for i := 0; i < len(n.watches) && count < 2; i++ {
+			if w := n.watches[i]; mount == 0 || w.mountID == mount {
+				count++
+			}
+		}
 	}
-	if n.mounts != nil {
-		count += len(n.mounts.of)
+	if n.mounted(mount) != nil {
+		count++
 	}
 	return count
 }
 
-func (s *directoryMarks) walkRoot(n *node) error {
-	fd, err := -1, error(nil)
-	var at *point
-	if n.site != nil && len(n.watches) > 0 {
-		fd, err = unix.Openat(int(n.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	} else {
-		at = n.mounts.of[0]
-		fd, err = at.dup()
+// mounted returns what has n as its root: the mount with that id or, if it is 0, any.
+func (n *node) mounted(mount int) *point {
+	if n.mounts != nil {
+		for _, p := range n.mounts.of {
+			if mount == 0 || p.is.ID == mount {
+				return p
+			}
+		}
 	}
+	return nil
+}
+
+func (s *directoryMarks) walkRoot(r root) error {
+	dir, at, err := r.enter(r.mount)
+	if dir < 0 {
+		return cmp.Or(err, errUnmounted)
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening directory: %w", err)
 	}
-	return s.walk(n, fd, walk{point: at, seen: s.seen(n)})
+	return s.walk(r.node, fd, walk{point: at, seen: s.seen(root{node: r.node})})
 }
 
 // A walk is one through a tree, or what it knows of a part of that.
@@ -247,7 +270,7 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 	if child.parent != n || child.name != name {
 		s.fs.move(child, n, name)
 	}
-	k.seen = k.seen || child.beginnings() > 0
+	k.seen = k.seen || child.beginnings(0) > 0
 	return s.walk(child, fd, k)
 }
 
@@ -373,22 +396,29 @@ func (s *directoryMarks) settle() {
 // open opens a directory with O_PATH by its name below the nearest one that is watched, or
 // mounted, in the mount with that id or, if it is 0, any.
 func (s *directoryMarks) open(n *node, mountID int) (fd int, err error) {
-	name, top := ".", n
-	base := -1
-	for ; ; top = top.parent {
-		base, err = top.enter(mountID)
+	var names []string
+	base, length := -1, 0
+	for top := n; ; top = top.parent {
+		base, _, err = top.enter(mountID)
 		if err != nil {
 			return -1, err
 		}
 		if base >= 0 {
 			break
 		}
-		if name = path.Join(top.name, name); top.parent == nil || len(name) > maxPath {
+		names = append(names, top.name)
+		if length += len(top.name) + 1; top.parent == nil || length > maxPath {
 			return -1, errGone // as has been told, or out of sight
 		}
 	}
-	fd, err = unix.Openat(base, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	unix.Close(base)
+	defer unix.Close(base)
+	slices.Reverse(names)
+	return n.openAt(base, cmp.Or(strings.Join(names, "/"), "."))
+}
+
+// openAt opens n with O_PATH by its name below the directory dir.
+func (n *node) openAt(dir int, name string) (int, error) {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if isOther(err) {
 		return -1, errMoving
 	}
@@ -402,24 +432,22 @@ func (s *directoryMarks) open(n *node, mountID int) (fd int, err error) {
 	return fd, nil
 }
 
-// enter opens n, if it is watched or mounted in the mount with that id, or any. Else
-// it returns -1.
-func (n *node) enter(mountID int) (int, error) {
+// enter opens n, if it is watched or mounted in the mount with that id, or any. If only the
+// latter, it returns that too. If neither, it returns -1.
+func (n *node) enter(mount int) (int, *point, error) {
 	if n.site != nil {
 		for _, w := range n.watches {
-			if w.mountID == mountID || mountID == 0 {
-				return unix.FcntlInt(w.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			if w.mountID == mount || mount == 0 {
+				fd, err := unix.FcntlInt(w.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+				return fd, nil, err
 			}
 		}
 	}
-	if n.mounts != nil {
-		for _, p := range n.mounts.of {
-			if p.is.ID == mountID || mountID == 0 {
-				return p.dup()
-			}
-		}
+	if p := n.mounted(mount); p != nil {
+		fd, err := p.dup()
+		return fd, p, err
 	}
-	return -1, nil
+	return -1, nil, nil
 }
 
 // removed forgets the mark of a directory, which went with it.
@@ -451,14 +479,14 @@ func (s *directoryMarks) forget() {
 			}
 		}
 	}
-	for _, n := range s.roots() {
-		err := s.walkRoot(n)
-		if n.site != nil {
-			err = errors.Join(err, fs.follow(n))
+	for _, r := range s.roots() {
+		err := s.walkRoot(r)
+		if r.site != nil {
+			err = errors.Join(err, fs.follow(r.node))
 		}
 		switch {
-		case n.site != nil && n.wasRemoved():
-			fs.gone(n)
+		case r.site != nil && r.wasRemoved():
+			fs.gone(r.node)
 		case err != nil:
 			took := time.Since(began)
 			fs.retry = began.Add(took + max(fs.g.retryAfter, retryShare*took))

@@ -335,13 +335,13 @@ func (w *Watch) stop() error {
 	fs.changes++
 	drop(&fs.watches, w.inFS, func(o *Watch, i int) { o.inFS = i })
 	drop(&n.watches, w.inNode, func(o *Watch, i int) { o.inNode = i })
-	fs.ask(w, -1)
 	if w.tree {
 		drop(&w.view.trees, w.inView, func(o *Watch, i int) { o.inView = i })
 		fs.trees--
 		fs.stale = fs.stale || !fs.tracked()
 		fs.g.dropUnseen()
 	}
+	fs.ask(w, -1)
 	var err error
 	if len(n.watches) == 0 && n.guard != nil {
 		err = fs.unwant(n.guard, guardMask)

@@ -207,7 +207,8 @@ func Identify(dirfd int, name string) (Identity, error) {
 	return is, nil
 }
 
-// Leads says whether name, in the directory dirfd, leads into that mount. It looks once.
+// Leads says whether name, in the directory dirfd, leads to the root of that mount. It looks
+// once.
 func (is Identity) Leads(dirfd int, name string) bool {
 	id, mask := uint64(is.ID), unix.STATX_MNT_ID
 	if is.Unique != 0 {
@@ -215,7 +216,7 @@ func (is Identity) Leads(dirfd int, name string) bool {
 	}
 	var st unix.Statx_t
 	err := unix.Statx(dirfd, name, unix.AT_NO_AUTOMOUNT|unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, mask, &st)
-	return err == nil && int(st.Mask)&mask != 0 && st.Mnt_id == id
+	return err == nil && int(st.Mask)&mask != 0 && st.Mnt_id == id && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // A Source is a file that has a namespace's mounts.
