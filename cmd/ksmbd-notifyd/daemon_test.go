@@ -240,7 +240,8 @@ func TestSecondDaemonEnds(t *testing.T) {
 	<-ended
 }
 
-// With no room for its socket the daemon says so in a line, and serves.
+// With no room for its socket the daemon says so in a line, and serves. Once there is room
+// it has one.
 func TestDaemonOnFullDisk(t *testing.T) {
 	needRoot(t)
 	full := t.TempDir()
@@ -256,11 +257,20 @@ func TestDaemonOnFullDisk(t *testing.T) {
 	t.Setenv("RUNTIME_DIRECTORY", dir)
 	stderr, ended := newOutput(), make(chan int, 1)
 	go func() { ended <- run([]string{"-n"}, new(strings.Builder), stderr) }()
-	if line := stderr.next(t); !strings.Contains(line, "error: there will be no status err=") || !strings.Contains(line, "no space left on device") {
+	if line := stderr.next(t); !strings.Contains(line, "error: there is no status, it is tried again every=10s err=") || !strings.Contains(line, "no space left on device") {
 		t.Errorf("line %q", line)
 	}
 	if line := stderr.next(t); !strings.Contains(line, "warn: waiting for ksmbd reason=") {
 		t.Errorf("line %q", line)
+	}
+	if err := unix.Mount("none", full, "tmpfs", unix.MS_REMOUNT, "nr_inodes=10"); err != nil {
+		t.Fatal(err)
+	}
+	if line := stderr.next(t); !strings.Contains(line, "info: there is status now") {
+		t.Errorf("line %q", line)
+	}
+	if _, err := os.Stat(filepath.Join(dir, socketName)); err != nil {
+		t.Error(err)
 	}
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -51,20 +52,18 @@ func (s *server) serve(stderr io.Writer) error {
 	s.setLevel(settings)
 	s.log = newLogger(stderr, s.level)
 
+	open := opener(stderr, s.log)
+	if err := tryFanotify(open); err != nil {
+		return err
+	}
 	status, err := listen(runtimeDir())
 	switch {
 	case errors.Is(err, errRunning):
 		return err
 	case err != nil: // clients do not wait for that
-		s.log.Error("there will be no status", "err", err)
-	default:
-		defer status.Close()
+		s.log.Error("there is no status, it is tried again", "every", statusRetry, "err", err)
 	}
 	systemd := &systemd{log: s.log, root: "/", limit: queueLimit()}
-	open := opener(stderr, s.log)
-	if err := tryFanotify(open); err != nil {
-		return err
-	}
 	s.daemon = ipc.NewDaemon(s.log, open)
 	s.daemon.Once = s.once
 	s.daemon.Policy = settings.policy
@@ -78,14 +77,32 @@ func (s *server) serve(stderr io.Writer) error {
 	})
 	tasks.Go(func() error { systemd.run(ctx, s.daemon); return nil })
 	tasks.Go(func() error { s.reload(ctx, hangup); return nil })
-	if status != nil {
-		tasks.Go(func() error { status.serve(ctx, s.log, s.daemon); return nil })
-	}
+	tasks.Go(func() error { s.answer(ctx, status); return nil })
 	err = tasks.Wait()
 	if s.daemon.Left != nil {
 		systemd.store(s.daemon.Left)
 	}
 	return err
+}
+
+// statusRetry is after what time it is tried again to open the status socket.
+const statusRetry = 10 * time.Second
+
+// answer answers those who ask for status. There may be no socket yet.
+func (s *server) answer(ctx context.Context, status *statusSocket) {
+	for status == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(statusRetry):
+		}
+		var err error
+		if status, err = listen(runtimeDir()); err == nil {
+			s.log.Info("there is status now")
+		}
+	}
+	status.serve(ctx, s.log, s.daemon)
+	status.Close()
 }
 
 // reload follows the settings anew at each SIGHUP. Those that are not in order
