@@ -325,6 +325,16 @@ void notify_told_free(struct notify_told *told)
 	kvfree(told);
 }
 
+/* Counts so many bytes of @req as waiting to be sent. */
+void notify_request_charge(struct ksmbd_notify_request *req, size_t bytes)
+{
+	lockdep_assert_held(&notify_lock);
+
+	req->work->conn->notify.bytes += bytes - req->bytes;
+	notify_bytes += bytes - req->bytes;
+	req->bytes = bytes;
+}
+
 /*
  * Whether so many bytes of @req may wait to be sent. A client that does not read
  * has what waits for it bounded, and all of them have; who reads may always
@@ -341,9 +351,7 @@ static bool request_account(struct ksmbd_notify_request *req, size_t bytes)
 	if (notify_bytes + bytes > NOTIFY_MAX_BYTES &&
 	    (nc->bytes || bytes > SZ_64K))
 		return false;
-	req->bytes = bytes;
-	nc->bytes += bytes;
-	notify_bytes += bytes;
+	notify_request_charge(req, bytes);
 	return true;
 }
 
@@ -353,13 +361,9 @@ static bool request_account(struct ksmbd_notify_request *req, size_t bytes)
  */
 static void request_offer_again(struct ksmbd_notify_request *req)
 {
-	struct ksmbd_notify_conn *nc = &req->work->conn->notify;
-
 	lockdep_assert_held(&notify_lock);
 
-	nc->bytes -= req->bytes;
-	notify_bytes -= req->bytes;
-	req->bytes = 0;
+	notify_request_charge(req, 0);
 	if (req->status) {
 		list_del_init(&req->entry);
 		notify_request_finish(req, req->status);
@@ -384,7 +388,7 @@ void notify_request_withheld(struct ksmbd_notify_request *req)
 			if (next->told) {
 				req->told = next->told;
 				next->told = NULL;
-				swap(req->bytes, next->bytes);
+				notify_request_charge(req, next->bytes);
 				request_offer_again(next);
 				notify_request_send(req);
 				return;

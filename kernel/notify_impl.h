@@ -231,6 +231,7 @@ __le32 notify_request_fill(struct ksmbd_notify_request *req,
 			   struct notify_told *told);
 
 /* notify_daemon.c, under notify_lock but for notify_told_free() */
+void notify_request_charge(struct ksmbd_notify_request *req, size_t bytes);
 void notify_request_withheld(struct ksmbd_notify_request *req);
 void notify_told_free(struct notify_told *told);
 

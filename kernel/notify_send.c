@@ -233,8 +233,7 @@ void notify_request_free(struct ksmbd_notify_request *req)
 	list_del_init(&work->async_request_entry);
 	conn->notify.pending--;
 	spin_lock(&notify_lock);
-	conn->notify.bytes -= req->bytes;
-	notify_bytes -= req->bytes;
+	notify_request_charge(req, 0);
 	spin_unlock(&notify_lock);
 	spin_unlock(&conn->request_lock);
 

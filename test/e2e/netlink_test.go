@@ -369,9 +369,11 @@ func (d *standIn) completeAs(item genl.Item, b []byte) {
 }
 
 // added are so many records, with long names.
-func added(n int) (records []genl.Record) {
+func added(n int) []genl.Record { return addedAs(strings.Repeat("n", 240), n) }
+
+func addedAs(prefix string, n int) (records []genl.Record) {
 	for i := range n {
-		records = append(records, genl.Record{Action: genl.ActionAdded, Name: fmt.Sprintf("%s-%d", strings.Repeat("n", 240), i)})
+		records = append(records, genl.Record{Action: genl.ActionAdded, Name: fmt.Sprintf("%s-%d", prefix, i)})
 	}
 	return records
 }
@@ -414,6 +416,55 @@ func TestWithheldMeanwhile(t *testing.T) {
 	}
 	d.complete(again[0], genl.Record{Action: genl.ActionAdded, Name: "seen"})
 	w.told(second, "ADDED seen")
+}
+
+// TestWithheldOverChannels: what a request on one channel is given of one on another is charged to the connection that it
+// then waits on, and taken from the other.
+func TestWithheldOverChannels(t *testing.T) {
+	begin(t)
+	w := newWire(t, 2*long)
+	d := w.standIn()
+	c1, tree := w.connect(smb2.Options{ReadBuffer: 16384})
+	c2, err := c1.Bind(w.ctx)
+	w.ok(err)
+	w.watchOver(c2)
+	f, g := w.open(tree, ""), w.open(tree, "")
+	large := smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 1 << 20}
+	// fill has n requests over a channel completed with 1.1 MB each, while its client reads nothing.
+	fill := func(on *smb2.File, n int) (drain func()) {
+		calls, items := make([]*smb2.Call, n), make([]genl.Item, n)
+		for i := range n {
+			calls[i], items[i] = d.park(on, large)
+		}
+		resume := d.pause(on.Conn())
+		for _, item := range items {
+			d.complete(item, added(1500)...)
+		}
+		return func() {
+			t.Helper()
+			resume()
+			for _, call := range calls {
+				w.ends(call, smb2.StatusSuccess)
+			}
+		}
+	}
+	first, firstItem := d.park(g, large)
+	second, secondItem := d.park(g.On(c2), large)
+	drain1, drain2 := fill(f, 5), fill(f.On(c2), 5) // more than a socket takes
+	d.complete(firstItem, addedAs("vetoed-"+strings.Repeat("n", 233), 1500)...)
+	d.complete(secondItem, genl.Record{Action: genl.ActionAdded, Name: "seen"})
+	drain1()
+	w.told(first, "ADDED seen")
+	drain2()
+	again := d.requests()
+	if len(again) != 1 || again[0].RequestID != secondItem.RequestID {
+		t.Fatalf("offered again: %v, want request %d", again, secondItem.RequestID)
+	}
+	d.complete(again[0], genl.Record{Action: genl.ActionAdded, Name: "at last"})
+	w.told(second, "ADDED at last")
+	// Nothing is charged any more: as much may wait for either as for any connection.
+	fill(f, 14)()
+	fill(f.On(c2), 5)()
 }
 
 // TestBoundOfBytes: what waits for a client that does not read is bounded, and so is what waits for all of them. Past that
