@@ -318,9 +318,16 @@ out:
 	return rc;
 }
 
+/* For what is too much to be kept until it can be sent. */
+static struct notify_told notify_too_much = {
+	.status = KSMBD_NOTIFY_STATUS_ENUM_DIR,
+};
+
 void notify_told_free(struct notify_told *told)
 {
-	if (told && told->dir)
+	if (!told || told == &notify_too_much)
+		return;
+	if (told->dir)
 		fput(told->dir);
 	kvfree(told);
 }
@@ -412,6 +419,7 @@ void notify_request_withheld(struct ksmbd_notify_request *req)
 int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 {
 	struct ksmbd_notify_request *req, *oldest;
+	struct notify_told *spare = NULL;
 	struct ksmbd_conn *conn = NULL;
 	int err = -ENOENT;
 
@@ -438,8 +446,8 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 		req = oldest;
 	}
 	if (!request_account(req, told->length + told->room)) {
-		told->status = KSMBD_NOTIFY_STATUS_ENUM_DIR;
-		told->length = 0;
+		spare = told;
+		told = &notify_too_much;
 	}
 	/* It stays in watch->requests, where an end is noted as req->status. */
 	req->taken = true;
@@ -456,6 +464,7 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 	err = 0;
 out:
 	spin_unlock(&notify_lock);
+	notify_told_free(spare);
 	notify_conn_send(conn);
 	return err;
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -527,4 +528,29 @@ func TestBoundOfBytes(t *testing.T) {
 	}
 	d.completeAs(reader.items[2], some)
 	w.ends(reader.calls[2], smb2.StatusSuccess)
+
+	// What is not to be told is not kept either.
+	tooMuch := d.encoded(addedAs(strings.Repeat("n", 4000), 1400))
+	c = dial(8)
+	debug.FreeOSMemory()
+	before := available()
+	resume, begun := d.pause(c.Conn), time.Now()
+	d.completeAs(c.items[0], some)
+	for _, item := range c.items[1:] {
+		d.completeAs(item, tooMuch)
+	}
+	debug.FreeOSMemory()
+	used := before - available()
+	t.Logf("what waits for one client takes %.0f KiB, since %v", used, time.Since(begun))
+	if used > 20<<10 { // this program is among it
+		t.Error("too much")
+	}
+	resume()
+	for i, call := range c.calls {
+		want := smb2.StatusSuccess
+		if i > 0 {
+			want = smb2.StatusNotifyEnumDir
+		}
+		w.ends(call, want)
+	}
 }
