@@ -126,6 +126,9 @@ void notify_request_promise(struct ksmbd_notify_request *req)
 	if (req->handled)
 		return;
 	notify_request_set_handled(req);
+	/* It was cancelled, and the daemon has never heard of it. */
+	if (req->done && !req->known)
+		notify_item_unqueue(&req->item);
 	if (watch->fp) {
 		watch->promised = true;
 		/* A daemon that has the watch gets another item for this. */

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -278,6 +279,59 @@ func TestStuckDaemon(t *testing.T) {
 	w.ends(second, smb2.StatusNotifyEnumDir)
 	w.touch("g")
 	w.told(third, "ADDED g")
+}
+
+// TestForgottenByStuckDaemon: of requests that end before a daemon that does nothing has fetched them nothing stays.
+func TestForgottenByStuckDaemon(t *testing.T) {
+	begin(t)
+	w := newWire(t, 2*long)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	w.arm(f, wireNames())
+	daemon := server.notifyd.cmd.Process
+	w.ok(daemon.Signal(syscall.SIGSTOP))
+	defer daemon.Signal(syscall.SIGCONT)
+	w.ok(until(long, func() error { return stopped(daemon.Pid) }))
+	const rounds, each = 3, 400
+	before := 0
+	for round := range rounds {
+		var calls [each]*smb2.Call
+		for i := range calls {
+			calls[i] = w.send(f, wireNames())
+			w.ok(calls[i].Cancel(w.ctx))
+		}
+		for _, call := range calls {
+			w.ends(call, smb2.StatusCancelled)
+		}
+		w.quiet(c)
+		if round == 0 {
+			before = slabObjects(t, "-512")
+		}
+	}
+	now := slabObjects(t, "-512")
+	t.Logf("objects of 512 bytes: %d, then %d", before, now)
+	if now-before > each {
+		t.Errorf("%d requests that have ended are kept", now-before)
+	}
+}
+
+// slabObjects counts the kernel's objects in the caches whose names end so.
+func slabObjects(t *testing.T, size string) (n int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/slabinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasSuffix(fields[0], size) {
+			active, err := strconv.Atoi(fields[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += active
+		}
+	}
+	return n
 }
 
 // standIn is a daemon that does what a test says.
