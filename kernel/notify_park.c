@@ -299,8 +299,10 @@ static __le32 notify_request(struct ksmbd_work *work,
 		return request_park(work, NULL, r);
 
 	fp = ksmbd_lookup_fd_slow(work, id, pid);
-	if (!fp)
-		return STATUS_FILE_CLOSED;
+	if (!fp) /* of IPC$ there are only pipes */
+		return test_share_config_flag(work->tcon->share_conf,
+					      KSMBD_SHARE_FLAG_PIPE) ?
+		       STATUS_INVALID_PARAMETER : STATUS_FILE_CLOSED;
 
 	/* The checks of MS-SMB2 3.3.5.19, in its order. */
 	if (length > conn->vals->max_trans_size ||

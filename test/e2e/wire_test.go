@@ -462,6 +462,159 @@ func TestWireUndefined(t *testing.T) {
 	}
 }
 
+// Whatever length a client asks for, odd ones too: what fits is told, for the rest the directory is listed anew, and more
+// than the server's MaxTransactSize is refused.
+func TestWireLengths(t *testing.T) {
+	w := newWire(t, 4*wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	const need = 12 + 2*2
+	most := c.MaxTransact()
+	for _, n := range []uint32{0, 1, 11, 12, need - 1, need, need + 1, 4095, 65535, 65536, 65537, 1 << 20, most, most + 1, 8<<20 + 1, 1 << 31, 1<<32 - 1} {
+		f := w.open(tree, "")
+		p := wireNames()
+		p.Length, p.Charge = n, uint16(min((uint64(n)+65535)>>16, 200))
+		if n > most {
+			w.refused(f, p, smb2.StatusInvalidParameter)
+		} else {
+			call, _ := w.park(f, p)
+			w.touch("ab")
+			if n < need {
+				w.enumDir(w.ends(call, smb2.StatusNotifyEnumDir))
+			} else {
+				w.told(call, "ADDED ab")
+			}
+			w.ok(os.Remove(filepath.Join(w.dir, "ab")))
+		}
+		w.ok(f.Close(w.ctx))
+	}
+}
+
+// A handle opened with any access that includes listing the directory may be watched, and no other.
+func TestWireAccess(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{})
+	for access, may := range map[uint32]bool{
+		smb2.AccessMaximum: true, 0x80000000: true, 0x10000000: true, smb2.AccessListDirectory: true, 0x1f01ff: true,
+		0x40000000: false, 0x20000000: false, smb2.AccessReadAttributes: false, 0x20: false, 0x2: false, 0x100000: false,
+	} {
+		f := w.create(tree, smb2.CreateParams{
+			Name: w.name, Access: access, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+		})
+		if may {
+			call, _ := w.park(f, wireNames())
+			w.ok(call.Cancel(w.ctx))
+			w.ends(call, smb2.StatusCancelled)
+		} else {
+			w.refused(f, wireNames(), smb2.StatusAccessDenied)
+		}
+		w.ok(f.Close(w.ctx))
+	}
+	w.quiet(c)
+}
+
+// A pipe is no directory.
+func TestWirePipe(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c := w.dial(smb2.Options{})
+	ipc, err := c.TreeConnect(w.ctx, "IPC$")
+	w.ok(err)
+	const all = 0x12019f
+	pipe := w.create(ipc, smb2.CreateParams{Name: "srvsvc", Access: all, Disposition: smb2.DispositionOpen})
+	w.refused(pipe, wireNames(), smb2.StatusInvalidParameter)
+	w.quiet(c)
+}
+
+// The first request says what is watched, until the handle is closed.
+func TestWireFirstSays(t *testing.T) {
+	w := newWire(t, wireLimit)
+	w.mkdir("dir")
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	first, _ := w.park(f, smb2.NotifyParams{Filter: smb2.FilterDirName, Length: 4096})
+	second, _ := w.park(f, smb2.NotifyParams{Filter: smb2.FilterAll, Length: 4096, Tree: true})
+	w.touch("file")
+	w.touch("dir/file")
+	w.mkdir("dir/a")
+	w.mkdir("b")
+	w.told(first, "ADDED b")
+	w.touch("file2")
+	w.mkdir("dir/c")
+	w.mkdir("d")
+	w.told(second, "ADDED d")
+	w.quiet(c)
+}
+
+// CANCEL ends the request that it names, once, whichever of its ids it is; what names none ends none.
+func TestWireCancelOne(t *testing.T) {
+	for name, o := range map[string]smb2.Options{"plain": {}, "signed": {Sign: true}, "encrypted": {Cipher: smb2.AES128GCM}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			c, tree := w.connect(o)
+			_, bystanders := w.connect2()
+			bystander, _ := w.park(w.open(bystanders, ""), wireNames())
+			f := w.open(tree, "")
+			first, interim := w.park(f, wireNames())
+			second, interim2 := w.park(f, wireNames())
+			third, _ := w.park(f, wireNames())
+			for range 3 {
+				w.ok(c.CancelAsync(w.ctx, interim2.ID))
+			}
+			w.ends(second, smb2.StatusCancelled)
+			w.ok(third.Cancel(w.ctx))
+			w.ends(third, smb2.StatusCancelled)
+			for _, id := range []uint64{0, 1<<64 - 1, interim.ID | 1<<32, interim2.ID} {
+				w.ok(c.CancelAsync(w.ctx, id))
+			}
+			w.ok(c.CancelMessage(w.ctx, second.MessageID))
+			w.ok(c.CancelMessage(w.ctx, 1<<40))
+			if o.Cipher == smb2.CipherNone && !o.Sign {
+				w.ok(c.CancelAs(w.ctx, 1<<20, smb2.FlagAsync, interim.ID))
+				w.ok(c.CancelAs(w.ctx, 1<<20, 0, first.MessageID))
+			}
+			w.quiet(c)
+			w.touch("file")
+			w.told(first, "ADDED file")
+			w.told(bystander, "ADDED file")
+			w.quiet(c)
+		})
+	}
+}
+
+// A successful login over a session that is there changes nothing for what pends on it.
+func TestWireLoginAgain(t *testing.T) {
+	w := newWire(t, wireLimit)
+	c, tree := w.connect(smb2.Options{Dialect: smb2.Dialect210})
+	f := w.open(tree, "")
+	call, _ := w.park(f, wireNames())
+	w.ok(c.LogOn(w.ctx))
+	w.touch("a")
+	w.told(call, "ADDED a")
+	w.touch("b")
+	w.told(w.send(f, wireNames()), "ADDED b")
+}
+
+// A session that takes the place of another ends what pends there, and watches anew.
+func TestWireReplaced(t *testing.T) {
+	for name, o := range map[string]smb2.Options{
+		"plain": {Dialect: smb2.Dialect210}, "signed": {Sign: true}, "encrypted": {Cipher: smb2.AES128GCM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, wireLimit)
+			c, tree := w.connect(o)
+			f := w.open(tree, "")
+			first, _ := w.park(f, wireNames())
+			second, _ := w.park(f, wireNames())
+			o.PreviousSession = c.SessionID()
+			_, tree = w.connect(o)
+			w.ends(first, smb2.StatusNotifyCleanup)
+			w.ends(second, smb2.StatusNotifyCleanup)
+			call, _ := w.park(w.open(tree, ""), wireNames())
+			w.touch("file")
+			w.told(call, "ADDED file")
+		})
+	}
+}
+
 // A macOS client asks of no file at all.
 func TestWireNoFile(t *testing.T) {
 	w := newWire(t, wireLimit)
@@ -738,6 +891,32 @@ func TestWireDeletePending(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Requests of a directory that is to be deleted end at once, and those of one that is not any more go on.
+func TestWireUndeleted(t *testing.T) {
+	w := newWire(t, wireLimit)
+	w.mkdir("dir")
+	_, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "dir")
+	deleter := w.create(tree, smb2.CreateParams{
+		Name: w.path("dir"), Access: smb2.AccessDelete | wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+	})
+	for range 3 {
+		w.ok(deleter.Delete(w.ctx))
+		for _, on := range []*smb2.File{f, deleter, f} {
+			w.ends(w.send(on, wireNames()), smb2.StatusDeletePending)
+		}
+		w.ok(deleter.Undelete(w.ctx))
+		call, _ := w.park(f, wireNames())
+		w.touch("dir/file")
+		w.told(call, "ADDED file")
+		w.ok(os.Remove(filepath.Join(w.dir, "dir/file")))
+		w.told(w.send(f, wireNames()), "REMOVED file")
+	}
+	w.ok(deleter.Delete(w.ctx))
+	w.ok(deleter.Close(w.ctx))
+	w.ends(w.send(f, wireNames()), smb2.StatusDeletePending)
 }
 
 // A connection that goes away takes its requests with it, and nothing else.

@@ -299,13 +299,25 @@ func (c *Conn) CancelAsync(ctx context.Context, id uint64) error {
 	return c.cancel(ctx, Header{Flags: FlagAsync, ID: id})
 }
 
-// cancel sends a CANCEL: it takes no MessageId and no credit of its own.
+// CancelAs sends a CANCEL by AsyncId, or by MessageId without FlagAsync, in the name of a session.
+func (c *Conn) CancelAs(ctx context.Context, session uint64, flags Flags, id uint64) error {
+	h := Header{SessionID: session, Flags: flags, MessageID: id}
+	if flags&FlagAsync != 0 {
+		h.MessageID, h.ID = 0, id
+	}
+	return c.cancel(ctx, h)
+}
+
+// cancel sends a CANCEL: it takes no MessageId and no credit of its own. Without a session it is the connection's.
 func (c *Conn) cancel(ctx context.Context, h Header) error {
 	c.sending.Lock()
 	defer c.sending.Unlock()
 	c.mu.Lock()
 	k, signing := c.keys, c.signing
-	h.Command, h.SessionID = Cancel, c.session
+	h.Command = Cancel
+	if h.SessionID == 0 {
+		h.SessionID = c.session
+	}
 	c.mu.Unlock()
 	frame := pack(h.encode(), uint16(4), uint16(0))
 	switch {
