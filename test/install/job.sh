@@ -138,6 +138,19 @@ rm -r /run/systemd/system/ksmbd-notifyd.service.d
 systemctl daemon-reload && timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd"
 say "a daemon that hangs is killed and started anew, and a client that watches goes on to be told"
 
+# A daemon that dies again and again.
+[ "$(systemctl show -P StartLimitIntervalUSec ksmbd-notifyd)" = 0 ] || fail "systemd gives a daemon up that dies often"
+watch
+within 30 told before-deaths || fail "the client that watches while the daemon dies again and again"
+for _ in 1 2 3 4 5 6 7; do
+	before=$(pid)
+	kill -KILL "$before"
+	within 60 restarted || fail "systemd does not restart a daemon that was killed"
+done
+within 30 told after-deaths || { cat /tmp/told; fail "a client that watches while the daemon dies again and again is told nothing after"; }
+unwatch
+say "a daemon that was killed 7 times is started anew, and a client that watches goes on to be told"
+
 # unbroken WHEN: the client was told to list nothing.
 unbroken() {
 	! grep ENUM_DIR /tmp/told && journalctl --no-pager -b -u ksmbd-notifyd | grep -q 'going on where the last daemon ended' ||
