@@ -244,7 +244,8 @@ func (fs *filesystem) removedEntry(e *event, dir *node, ops Op) {
 		n = fs.get(e.fid)
 	}
 	if n.parent != nil && (n.parent != dir || n.name != string(e.at.name)) {
-		fs.misnamed() // it was looked up when it was on its way here
+		fs.mixed(n.parent, n.name) // it was looked up when it was on its way here
+		fs.mixed(dir, string(e.at.name))
 	}
 	fs.how.removed(n)
 	if ops&Create == 0 {
@@ -367,7 +368,9 @@ func (x *half) completes(e *event, from, to *node) bool {
 // merged it with the first one.
 func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name string) (back bool) {
 	if moved.parent != nil && !(moved.parent == from && moved.name == old) {
-		fs.misnamed() // it was looked up when this rename had happened already
+		fs.mixed(moved.parent, moved.name) // it was looked up when this rename had happened already
+		fs.mixed(from, old)
+		fs.mixed(to, name)
 	}
 	for _, r := range fs.renames {
 		switch {
@@ -376,7 +379,8 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 		case r.node == moved && to != nil && r.from == to && r.old == name:
 			back = true
 		case r.node != moved && from != nil && r.node.parent == from && r.node.name == old:
-			fs.misnamed() // exchanged: a client has mixed what is below the two
+			fs.mixed(from, old) // exchanged: a client has mixed what is below the two
+			fs.mixed(to, name)
 		}
 	}
 	return back
@@ -537,6 +541,20 @@ func (w *Watch) lose() {
 func (fs *filesystem) misnamed() {
 	fs.stale = true
 	fs.lost(^Op(0), false)
+}
+
+// mixed tells that to the watch trees that see the directory name in dir.
+func (fs *filesystem) mixed(dir *node, name string) {
+	s := &fs.g.nesting
+	fs.findOrLose(s, dir, []byte(name), ^Op(0))
+	for i := range s.hits {
+		for _, w := range s.hits[i].node.watches {
+			if w.tree && s.hits[i].reaches(w) {
+				fs.stale = true
+				w.lose()
+			}
+		}
+	}
 }
 
 // overflowed tells all watches that part of the queue was lost, and finds out

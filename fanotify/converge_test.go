@@ -146,13 +146,14 @@ func (m *model) settle() (listed bool, diff string) {
 // A mixer does random things to few names, so that they meet.
 type mixer struct {
 	*rand.Rand
-	root  string
-	calm  bool // nothing moves in with contents, which would have to be listed at once
-	flat  bool // the names are those of one directory, so that they meet more often
-	log   []string
-	count int
-	cause bool     // something was done for which all may have to be listed
-	held  *os.File // open over several batches, whatever becomes of its name
+	root   string
+	calm   bool // nothing moves in with contents, which would have to be listed at once
+	flat   bool // the names are those of one directory, so that they meet more often
+	mounts bool // what is outside may be mounted inside
+	log    []string
+	count  int
+	cause  bool     // something was done for which all may have to be listed
+	held   *os.File // open over several batches, whatever becomes of its name
 }
 
 // hold opens the file a, or writes to the one that is open.
@@ -262,13 +263,13 @@ func (x *mixer) step() (movedIn bool) {
 	if err != nil && op == "rm-rf" {
 		x.log = append(x.log, fmt.Sprintf("%s %s failed: %v", op, a[len(x.root)+1:], err))
 	}
+	in := func(p string) bool { return strings.HasPrefix(p, x.root+"/w/") }
 	if err == nil {
 		// The kernel merges renames of directories, and an exchange mixes what a client knows.
-		x.cause = x.cause || dirs && (op == "exchange" || op == "mv")
+		x.cause = x.cause || dirs && (op == "exchange" || op == "mv") && (in(a) || in(b) || x.mounts)
 		x.count++
 		x.log = append(x.log, fmt.Sprintf("%s %s %s", op, a[len(x.root)+1:], b[len(x.root)+1:]))
 	}
-	in := func(p string) bool { return strings.HasPrefix(p, x.root+"/w/") }
 	return err == nil && (op == "mv" || op == "exchange" || op == "ln") && in(a) != in(b)
 }
 
@@ -504,6 +505,7 @@ func TestConverge(t *testing.T) {
 				}
 				mounter := &mounter{mixer: c.mix}
 				if mode == "mounts" {
+					c.mix.mounts = true
 					t.Cleanup(mounter.end)
 					for _, m := range c.models {
 						m.race = true // what is mounted has names at once that no record has

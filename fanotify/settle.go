@@ -255,8 +255,12 @@ func (fs *filesystem) strayed() bool {
 				return true
 			}
 		}
-		fs.misnamed()
-		break
+		fs.mixed(r.node.parent, r.node.name)
+		for _, was := range fs.renames {
+			if was.node == r.node {
+				fs.mixed(was.from, was.old)
+			}
+		}
 	}
 	return false
 }
@@ -346,7 +350,7 @@ func (fs *filesystem) correct(d *difference) {
 	case !present && d.is != nil && !fs.stale:
 		return // nothing has merged: what took the directory away waits unread, and what left it before
 	case d.nowDir() && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
-		fs.misnamed()
+		fs.mixed(d.dir, string(d.name))
 	}
 	if fs.expecting {
 		fs.revealDirectory(d.dir)
