@@ -323,16 +323,6 @@ func (t *mountTable) has(m mounts.Mount) bool {
 	return false
 }
 
-// kind returns the type of the filesystem that the mount id has.
-func (t *mountTable) kind(id int) string {
-	for _, n := range t.namespaces {
-		if table, _ := n.Table(); table.Lookup(id) != nil {
-			return table.Lookup(id).Kind
-		}
-	}
-	return "unknown"
-}
-
 // A base is where the way to a mount begins: a watched directory that is held open.
 type base struct {
 	fs   *filesystem
