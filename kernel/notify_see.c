@@ -359,7 +359,8 @@ static void request_add(struct ksmbd_notify_request *req,
  * @req:	the request, nobody else's; its response is made
  * @told:	by the daemon
  *
- * It asks the filesystem, under the identity of the request's user.
+ * Of what is below the watched directory it asks the filesystem, under the
+ * identity of the request's user.
  *
  * Return:	how @req ends: STATUS_SUCCESS with records, another status without,
  *		or STATUS_PENDING if the user may see none of them
@@ -380,8 +381,8 @@ __le32 notify_request_fill(struct ksmbd_notify_request *req,
 				 sizeof(struct smb2_change_notify_rsp) +
 				 told->room + sizeof(__le16),
 				 KSMBD_DEFAULT_GFP);
-	/* Without an identity to check, nothing can be told. */
-	if (!req->response || ksmbd_override_fsids(req->work))
+	/* Without an identity, where it is asked for, nothing can be told. */
+	if (!req->response || (told->below && ksmbd_override_fsids(req->work)))
 		return STATUS_NOTIFY_ENUM_DIR;
 	req->dir = told->dir;
 	req->length = 0;
@@ -393,7 +394,8 @@ __le32 notify_request_fill(struct ksmbd_notify_request *req,
 		record = (const void *)told->records + off;
 		request_add(req, record);
 	}
-	ksmbd_revert_fsids(req->work);
+	if (told->below)
+		ksmbd_revert_fsids(req->work);
 	req->dir = NULL;
 
 	if (req->lost || req->length > req->limit)
