@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -205,6 +206,33 @@ func TestDurable(t *testing.T) {
 	c, tree = w.connect(o)
 	w.park(w.create(tree, p), wireNames())
 	lost(c, conns)
+}
+
+// TestLargest: a buffer of 8 MiB, the most that ksmbd can be told to allow, may come back full.
+func TestLargest(t *testing.T) {
+	reconfigure(t, "\tsmb2 max trans = 8388608\n")
+	begin(t)
+	w := newWire(t, 4*long)
+	c, tree := w.connect(smb2.Options{Cipher: smb2.AES128GCM})
+	if c.MaxTransact() != 8<<20 {
+		t.Fatalf("MaxTransactSize is %d", c.MaxTransact())
+	}
+	f := w.open(tree, "")
+	p := smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 8 << 20}
+	w.arm(f, p)
+	var want []string
+	for i := range 16000 {
+		name := fmt.Sprintf("%s-%05d", strings.Repeat("n", 240), i)
+		w.touch(name)
+		want = append(want, "ADDED "+name)
+	}
+	r := w.ends(w.send(f, p), smb2.StatusSuccess)
+	t.Logf("a response of %d bytes", len(r.Body))
+	if got := w.records(r); !slices.Equal(got, want) {
+		t.Fatalf("told %d records of %d, or others", len(got), len(want))
+	}
+	p.Length++
+	w.refused(f, p, smb2.StatusInvalidParameter)
 }
 
 // TestCredits: an asynchronous request costs no credits in the long run, nor anything else.
