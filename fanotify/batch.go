@@ -182,6 +182,9 @@ func (fs *filesystem) dispatch(e *event) {
 func (fs *filesystem) entry(e *event) {
 	dir, name, isDir := fs.get(e.at.dir), e.at.name, e.mask&unix.FAN_ONDIR != 0
 	s, ops := &fs.g.from, opsOf(e.mask)
+	if fs.vanished(e, dir, ops) {
+		return
+	}
 	fs.findOrLose(s, dir, name, ops)
 	if len(s.hits) > 0 {
 		if isDir && ops&(Create|Delete) == Create { // a directory that was removed comes never again

@@ -151,3 +151,45 @@ func TestDeep(t *testing.T) {
 		t.Errorf("told %q", *home)
 	}
 }
+
+// A file that is open, and was removed with the directory that it was in, is nobody's: it is
+// written to and nobody is told, or waits.
+func TestRemovedWhileOpen(t *testing.T) {
+	for _, f := range testFilesystems {
+		t.Run(f.name, func(t *testing.T) {
+			mnt := mountTest(t, f.name)
+			if err := os.Mkdir(mnt+"/w", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			_, tree := watchTest(t, g, mnt+"/w", true, allOps)
+			_, single := watchTest(t, g, mnt+"/w", false, allOps)
+			for _, dir := range []string{mnt + "/w/d", mnt + "/d"} {
+				if err := os.Mkdir(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				file, err := os.Create(dir + "/f")
+				if err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				if err := errJoin(os.Remove(dir+"/f"), os.Remove(dir)); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				*tree, *single = nil, nil
+				for range 3 {
+					file.WriteString("x") // fails on FUSE
+					drain(t, g)
+					if g.patience < patience {
+						t.Error("it waited")
+					}
+				}
+				file.Close()
+				wantTold(t, tree)
+				wantTold(t, single)
+			}
+			g.Close()
+		})
+	}
+}

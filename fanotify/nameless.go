@@ -73,6 +73,16 @@ func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
 	return named || temporary || fs.how.whole() // else it may have another name for long
 }
 
+// vanished says whether the file of the event at hand has no name, and the directory that it
+// was in was removed too, since it was opened: that is told by what removed them.
+func (fs *filesystem) vanished(e *event, dir *node, ops Op) bool {
+	if ops&^data != 0 || e.fid == nil || dir.parent != nil || dir.site != nil || !fs.how.whole() || fs.hasName(e.fid) {
+		return false
+	}
+	_, _, err := fs.find(dir)
+	return err == errGone
+}
+
 // countNames notes that a file was given a name in dir, or has lost one, or both.
 func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
 	if ops&(Create|Delete) == Create {
