@@ -196,6 +196,8 @@ func (fs *filesystem) entry(e *event) {
 		if !fs.nameless(e, s, dir, ops) {
 			fs.tellEntry(e, s, dir, ops)
 		}
+	} else if fs.linkedIn(e, dir, ops) {
+		fs.lost(ops, true)
 	}
 	if isDir && ops&Delete != 0 {
 		fs.removedEntry(e, dir, ops)

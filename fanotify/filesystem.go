@@ -48,7 +48,7 @@ type filesystem struct {
 	doubtful  map[doubtKey]int
 	renames   []rename
 	exchanged half
-	linked    recent[int]    // how many names a file was given and has, where handles cannot be opened
+	linked    recent[int]    // how many names a file was given; where handles cannot be opened, and has
 	unlinked  recent[uint64] // names that files have lost, and where in the queue that was told
 	left      uint64         // where in the queue a directory was told last to have gone out of sight
 }

@@ -62,6 +62,61 @@ func TestLinkedLater(t *testing.T) {
 	}
 }
 
+// So it is with one that was made, or opened, where nobody watches, if a watch tree has seen
+// its new name.
+func TestLinkedFromOutside(t *testing.T) {
+	for _, kind := range namelessKinds {
+		t.Run(kind, func(t *testing.T) {
+			mnt := mountTest(t, kind)
+			if err := errJoin(os.Mkdir(mnt+"/w", 0o755), os.Mkdir(mnt+"/out", 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			defer g.Close()
+			w, told := watchTest(t, g, mnt+"/w", true, allOps)
+			if w.Strategy() != "filesystem mark" {
+				return // nothing tells of it, see docs/guarantees.md
+			}
+			for _, c := range []struct {
+				flags int
+				name  string
+				link  []string
+				write []string
+			}{
+				{unix.O_TMPFILE, "w/1", []string{"create 1"}, []string{"overflow"}},
+				{unix.O_TMPFILE, "out/2", nil, nil},
+				{unix.O_CREAT, "w/3", []string{"create 3"}, []string{"overflow"}},
+				{unix.O_CREAT, "out/4", nil, nil},
+			} {
+				name := mnt + "/out"
+				if c.flags == unix.O_CREAT {
+					name += "/f"
+				}
+				fd, err := unix.Open(name, c.flags|unix.O_RDWR, 0o600)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unix.Close(fd)
+				drain(t, g)
+				err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, mnt+"/"+c.name, unix.AT_SYMLINK_FOLLOW)
+				if c.flags == unix.O_CREAT {
+					err = errJoin(err, os.Remove(name))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				wantTold(t, told, c.link...)
+				if _, err := unix.Write(fd, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				wantTold(t, told, c.write...)
+			}
+		})
+	}
+}
+
 // A file that is open and loses the name it was opened by: written later, it is told under no
 // name that is not its own.
 func TestUnlinkedLater(t *testing.T) {

@@ -21,7 +21,10 @@ const maxRecent = 4096
 
 func (r *recent[T]) set(key uint64, to T) {
 	if len(r.last) >= maxRecent || r.last == nil {
-		r.last, r.before = make(map[uint64]T), r.last
+		r.last, r.before = r.before, r.last
+		if clear(r.last); r.last == nil {
+			r.last = make(map[uint64]T)
+		}
 	}
 	r.last[key] = to
 }
@@ -32,6 +35,8 @@ func (r *recent[T]) get(key uint64) (is T, ok bool) {
 	}
 	return is, ok
 }
+
+func (r *recent[T]) empty() bool { return len(r.last)+len(r.before) == 0 }
 
 // forget forgets a key.
 func (r *recent[T]) forget(key uint64) {
@@ -73,6 +78,22 @@ func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
 	return named || temporary || fs.how.whole() // else it may have another name for long
 }
 
+// linkedIn says whether the file of the event at hand, which nobody sees in dir, has a name
+// that somebody does, and not that of the event any more, or never. That it was given one is
+// known if anybody asks for Create; else it may be so of all that were made with O_TMPFILE.
+func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
+	if ops&^data != 0 || e.fid == nil {
+		return false
+	}
+	_, seen := fs.linked.get(fileKey(e.fid))
+	if !seen && (fs.asks(Create) || !isInodeName(e.at.name)) {
+		return false
+	}
+	l := look{fs: fs}
+	defer l.close()
+	return !l.names(dir, e.at.name, e.fid) && fs.hasName(e.fid)
+}
+
 // vanished says whether the file of the event at hand has no name, and the directory that it
 // was in was removed too, since it was opened: that is told by what removed them.
 func (fs *filesystem) vanished(e *event, dir *node, ops Op) bool {
@@ -91,7 +112,7 @@ func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
 	if ops&Delete != 0 {
 		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
 	}
-	if fs.how.whole() || ops&(Create|Delete) == Create|Delete {
+	if ops&(Create|Delete) == Create|Delete || fs.how.whole() && ops&Delete != 0 {
 		return
 	}
 	change := 1
@@ -106,7 +127,7 @@ func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
 // wasUnlinked says whether the file has lost its name in dir before this batch. In a batch
 // the order of events says little, see settle.go.
 func (fs *filesystem) wasUnlinked(dir *node, e *event) bool {
-	if len(fs.unlinked.last) == 0 {
+	if fs.unlinked.empty() {
 		return false
 	}
 	at, ok := fs.unlinked.get(linkKey(dir, e.at.name, e.fid))
@@ -115,7 +136,7 @@ func (fs *filesystem) wasUnlinked(dir *node, e *event) bool {
 
 // found notes that a file has a name in dir, which it may have lost before.
 func (fs *filesystem) found(dir *node, name []byte, file handle) {
-	if len(fs.unlinked.last) > 0 {
+	if !fs.unlinked.empty() {
 		fs.unlinked.forget(linkKey(dir, name, file))
 	}
 }
