@@ -82,11 +82,15 @@ func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
 // that somebody does, and not that of the event any more, or never. That it was given one is
 // known if anybody asks for Create; else it may be so of all that were made with O_TMPFILE.
 func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
-	if ops&^data != 0 || e.fid == nil {
+	if e.mask&unix.FAN_ONDIR != 0 || e.fid == nil || !fs.how.whole() {
 		return false
 	}
 	_, seen := fs.linked.get(fileKey(e.fid))
-	if !seen && (fs.asks(Create) || !isInodeName(e.at.name)) {
+	if seen && ops&Delete != 0 {
+		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
+	}
+	temporary := isInodeName(e.at.name)
+	if ops&^data != 0 || !seen && (!temporary || fs.asks(Create)) || !temporary && !fs.wasUnlinked(dir, e) {
 		return false
 	}
 	l := look{fs: fs}
