@@ -173,6 +173,10 @@ func TestMountRefused(t *testing.T) {
 	wantTold(t, single)
 }
 
+// The main thread is none of those that go to another mount namespace: /proc/self/mountinfo has
+// the mounts of its own.
+func init() { runtime.LockOSThread() }
+
 // newSandbox returns what runs in another mount namespace, as a sandboxed service does, on a
 // thread of its own that does not come back.
 func newSandbox(t *testing.T) (inside func(do func() error)) {
