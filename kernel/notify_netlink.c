@@ -34,6 +34,23 @@ static void *notify_put(struct sk_buff *msg, struct genl_info *info)
 				 info->genlhdr->cmd);
 }
 
+/*
+ * The daemon is given directories that anybody may watch, and names files by
+ * handles: it has to be one who could open and name them all, and who may use
+ * fanotify. Each message is looked at: when the daemon has closed its socket,
+ * another one may have its port id before it is found to be gone.
+ */
+static int notify_pre_doit(const struct genl_split_ops *ops,
+			   struct sk_buff *skb, struct genl_info *info)
+{
+	if (netlink_capable(skb, CAP_SYS_ADMIN) &&
+	    netlink_capable(skb, CAP_DAC_READ_SEARCH))
+		return 0;
+	GENL_SET_ERR_MSG(info,
+			 "needs CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH and CAP_NET_ADMIN");
+	return -EPERM;
+}
+
 static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 {
 	struct nlattr *registrations;
@@ -41,17 +58,6 @@ static int notify_register_doit(struct sk_buff *skb, struct genl_info *info)
 	void *hdr;
 	int err;
 
-	/*
-	 * The daemon is given directories that anybody may watch, and names
-	 * files by handles: it has to be one who could open and name them all,
-	 * and who may use fanotify.
-	 */
-	if (!netlink_capable(skb, CAP_SYS_ADMIN) ||
-	    !netlink_capable(skb, CAP_DAC_READ_SEARCH)) {
-		GENL_SET_ERR_MSG(info,
-				 "needs CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH and CAP_NET_ADMIN");
-		return -EPERM;
-	}
 	if (GENL_REQ_ATTR_CHECK(info, KSMBD_NOTIFY_A_REGISTER_VERSION))
 		return -EINVAL;
 	if (nla_get_u32(info->attrs[KSMBD_NOTIFY_A_REGISTER_VERSION]) !=
@@ -396,6 +402,7 @@ notify_complete_policy[KSMBD_NOTIFY_A_COMPLETE_MAX + 1] = {
 static const struct genl_split_ops notify_ops[] = {
 	{
 		.cmd		= KSMBD_NOTIFY_CMD_REGISTER,
+		.pre_doit	= notify_pre_doit,
 		.doit		= notify_register_doit,
 		.policy		= notify_register_policy,
 		.maxattr	= KSMBD_NOTIFY_A_REGISTER_MAX,
@@ -403,11 +410,13 @@ static const struct genl_split_ops notify_ops[] = {
 	},
 	{
 		.cmd		= KSMBD_NOTIFY_CMD_NEXT,
+		.pre_doit	= notify_pre_doit,
 		.doit		= notify_next_doit,
 		.flags		= GENL_ADMIN_PERM | GENL_CMD_CAP_DO,
 	},
 	{
 		.cmd		= KSMBD_NOTIFY_CMD_ACK,
+		.pre_doit	= notify_pre_doit,
 		.doit		= notify_ack_doit,
 		.policy		= notify_ack_policy,
 		.maxattr	= KSMBD_NOTIFY_A_ACK_MAX,
@@ -415,6 +424,7 @@ static const struct genl_split_ops notify_ops[] = {
 	},
 	{
 		.cmd		= KSMBD_NOTIFY_CMD_COMPLETE,
+		.pre_doit	= notify_pre_doit,
 		.doit		= notify_complete_doit,
 		.policy		= notify_complete_policy,
 		.maxattr	= KSMBD_NOTIFY_A_COMPLETE_MAX,
@@ -422,6 +432,7 @@ static const struct genl_split_ops notify_ops[] = {
 	},
 	{
 		.cmd		= KSMBD_NOTIFY_CMD_CAUSES,
+		.pre_doit	= notify_pre_doit,
 		.doit		= notify_causes_doit,
 		.flags		= GENL_ADMIN_PERM | GENL_CMD_CAP_DO,
 	},

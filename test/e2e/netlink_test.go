@@ -139,7 +139,14 @@ func TestMalformedNetlink(t *testing.T) {
 
 	for _, missing := range []int{unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_NET_ADMIN} {
 		withoutCapabilities(t, func() {
-			check(f, []message{{"register without a capability", genl.CmdRegister, register(genl.ProtocolVersion), unix.EPERM, missing != unix.CAP_NET_ADMIN}})
+			words := missing != unix.CAP_NET_ADMIN
+			check(f, []message{
+				{"register without a capability", genl.CmdRegister, register(genl.ProtocolVersion), unix.EPERM, words},
+				{"next without a capability", genl.CmdNext, nil, unix.EPERM, words},
+				{"ack without a capability", genl.CmdAck, ack(1, 1), unix.EPERM, words},
+				{"complete without a capability", genl.CmdComplete, status(1, 1), unix.EPERM, words},
+				{"causes without a capability", genl.CmdCauses, nil, unix.EPERM, words},
+			})
 		}, missing)
 	}
 	check(f, []message{
