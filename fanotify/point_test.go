@@ -328,6 +328,7 @@ func TestUnmount(t *testing.T) {
 					if busy++; stopped || busy > 3 { // a system call of who looks may be interrupted in the middle
 						t.Fatalf("round %d: unmounting: %v", i, err)
 					}
+					time.Sleep(10 * time.Millisecond) // for it to go on
 				}
 				// Who looks has a moment to let go of the superblock, one who does not look has none.
 				fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)

@@ -445,7 +445,7 @@ func (d *standIn) pause(c *smb2.Conn) (resume func()) {
 	d.Helper()
 	resume = sync.OnceFunc(c.Pause())
 	d.Cleanup(resume)
-	_, err := c.Send(d.ctx, smb2.EchoRequest())
+	_, err := c.Do(d.ctx, smb2.EchoRequest())
 	d.ok(err)
 	return resume
 }
