@@ -154,7 +154,7 @@ if [ "$release" = trixie ]; then
 	arrived
 	module "$new"
 fi
-boot 560
+boot 900
 if [ "$release" = trixie ]; then
 	sed -n 's/ trixie main/ trixie-backports main/p' "$root/etc/apt/sources.list" > "$root/etc/apt/sources.list.d/backports.list"
 	in_root apt-get -q update
