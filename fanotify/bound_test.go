@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -96,6 +97,52 @@ func TestDrainBound(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestStrayBound: a directory that came back to where it was and went on, over and over, and of
+// which the kernel has merged the last renames with the first, is looked for once.
+func TestStrayBound(t *testing.T) {
+	mnt := mountTest(t, "tmpfs")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	took := func(strays bool) time.Duration {
+		best := time.Hour
+		for try := range 3 {
+			g := openTest(t)
+			dir := fmt.Sprint(mnt, "/", strays, try)
+			if err := errJoin(os.Mkdir(dir, 0o755), os.Mkdir(dir+"/a", 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			_, told := watchTest(t, g, dir, true, allOps)
+			names := []string{"b", "a"}
+			for i := range 3000 {
+				names = append(names, fmt.Sprint(i))
+			}
+			if names = append(names, "a"); strays {
+				names = append(names, "b")
+			}
+			at := "a"
+			for _, name := range names {
+				if err := os.Rename(dir+"/"+at, dir+"/"+name); err != nil {
+					t.Fatal(err)
+				}
+				at = name
+			}
+			began := threadTime(t)
+			drain(t, g)
+			best = min(best, threadTime(t)-began)
+			if lost := slices.Contains(*told, "overflow"); lost != strays {
+				t.Errorf("strays %v, listed anew %v", strays, lost)
+			}
+			g.Close()
+		}
+		return best
+	}
+	without, with := took(false), took(true)
+	t.Logf("%v, and if it strays %v", without, with)
+	if with > 4*without {
+		t.Error("too long")
 	}
 }
 

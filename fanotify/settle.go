@@ -244,8 +244,15 @@ type difference struct {
 func (fs *filesystem) strayed() bool {
 	l := look{fs: fs}
 	defer l.close()
+	var there map[*node]bool // of the directories that were looked for
 	for _, r := range fs.renames {
-		if removed := fs.nodes[r.node.handle] != r.node; removed || !r.back || l.finds(r.node) {
+		if _, looked := there[r.node]; looked || !r.back || fs.nodes[r.node.handle] != r.node { // removed
+			continue
+		}
+		if there == nil {
+			there = make(map[*node]bool)
+		}
+		if there[r.node] = l.finds(r.node); there[r.node] {
 			continue
 		}
 		if l.close(); fs.g.putOff < maxPutOff && r.node.parent != nil {
@@ -256,10 +263,10 @@ func (fs *filesystem) strayed() bool {
 			}
 		}
 		fs.mixed(r.node.parent, r.node.name)
-		for _, was := range fs.renames {
-			if was.node == r.node {
-				fs.mixed(was.from, was.old)
-			}
+	}
+	for _, r := range fs.renames {
+		if found, looked := there[r.node]; looked && !found {
+			fs.mixed(r.from, r.old)
 		}
 	}
 	return false
