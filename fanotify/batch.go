@@ -548,8 +548,13 @@ func (fs *filesystem) misnamed() {
 	fs.lost(^Op(0), false)
 }
 
-// mixed tells that to the watch trees that see the directory name in dir.
+// mixed tells that to the watch trees that see the directory name in dir. Where only the
+// directories in watch trees are marked, those that are may be the wrong ones: that is for all.
 func (fs *filesystem) mixed(dir *node, name string) {
+	if !fs.how.whole() {
+		fs.misnamed()
+		return
+	}
 	s := &fs.g.nesting
 	fs.findOrLose(s, dir, []byte(name), ^Op(0))
 	for i := range s.hits {
