@@ -26,10 +26,10 @@ func TestDrainBound(t *testing.T) {
 			for _, c := range []struct {
 				what   string
 				n      int
-				growth time.Duration // of each, when there are four times as many
+				growth time.Duration // of each, when there are eight times as many
 				do     func(dir string, n int) error
 			}{
-				{"files in a new directory", 400, 3, func(dir string, n int) error {
+				{"files in a new directory", 400, 5, func(dir string, n int) error {
 					if err := os.MkdirAll(dir+"/a/b", 0o755); err != nil {
 						return err
 					}
@@ -40,13 +40,13 @@ func TestDrainBound(t *testing.T) {
 					}
 					return nil
 				}},
-				{"threads that rename twice and end", 100, 3, func(dir string, n int) error {
+				{"threads that rename twice and end", 100, 5, func(dir string, n int) error {
 					return eachThread(n, func(i int) error {
 						path := fmt.Sprint(dir, "/", i)
 						return errJoin(os.WriteFile(path, nil, 0o600), os.Rename(path, path+"a"), os.Rename(path+"a", path))
 					})
 				}},
-				{"directories made and removed", 100, 3, func(dir string, n int) error {
+				{"directories made and removed", 100, 5, func(dir string, n int) error {
 					for i := range n {
 						d := fmt.Sprint(dir, "/", i)
 						if err := errJoin(os.MkdirAll(d+"/x/y", 0o755), os.RemoveAll(d)); err != nil {
@@ -55,8 +55,8 @@ func TestDrainBound(t *testing.T) {
 					}
 					return nil
 				}},
-				// A name is four times as long then; it would be sixteen times as long if each were put together anew.
-				{"directories in one another", 150, 8, func(dir string, n int) error {
+				// A name is eight times as long then, and each would take sixty-four times if it were put together anew.
+				{"directories in one another", 100, 16, func(dir string, n int) error {
 					return os.MkdirAll(dir+strings.Repeat("/d", n), 0o755)
 				}},
 			} {
@@ -89,10 +89,10 @@ func TestDrainBound(t *testing.T) {
 						}
 						return best / time.Duration(n)
 					}
-					few, many := each(c.n), each(4*c.n)
-					t.Logf("for each of %d %v, of %d %v", c.n, few, 4*c.n, many)
-					if many > c.growth*few { // it would be four times as long if each looked at all others
-						t.Errorf("for each of %d %v, of %d %v", c.n, few, 4*c.n, many)
+					few, many := each(c.n), each(8*c.n)
+					t.Logf("for each of %d %v, of %d %v", c.n, few, 8*c.n, many)
+					if many > c.growth*few { // it would be eight times as long if each looked at all others
+						t.Errorf("for each of %d %v, of %d %v", c.n, few, 8*c.n, many)
 					}
 				})
 			}
