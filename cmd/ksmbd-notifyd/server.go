@@ -77,8 +77,11 @@ func (s *server) serve(stderr io.Writer) error {
 	})
 	tasks.Go(func() error { systemd.run(ctx, s.daemon); return nil })
 	tasks.Go(func() error { s.reload(ctx, hangup); return nil })
-	tasks.Go(func() error { s.answer(ctx, status); return nil })
+	tasks.Go(func() error { status = s.answer(ctx, status); return nil })
 	err = tasks.Wait()
+	if status != nil { // until now no other daemon starts
+		status.Close()
+	}
 	if s.daemon.Left != nil {
 		systemd.store(s.daemon.Left)
 	}
@@ -88,12 +91,13 @@ func (s *server) serve(stderr io.Writer) error {
 // statusRetry is after what time it is tried again to open the status socket.
 const statusRetry = 10 * time.Second
 
-// answer answers those who ask for status. There may be no socket yet.
-func (s *server) answer(ctx context.Context, status *statusSocket) {
+// answer answers those who ask for status until ctx is done. There may be no socket yet. It
+// returns the one that there is then, for the caller to close.
+func (s *server) answer(ctx context.Context, status *statusSocket) *statusSocket {
 	for status == nil {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(statusRetry):
 		}
 		var err error
@@ -102,7 +106,7 @@ func (s *server) answer(ctx context.Context, status *statusSocket) {
 		}
 	}
 	status.serve(ctx, s.log, s.daemon)
-	status.Close()
+	return status
 }
 
 // reload follows the settings anew at each SIGHUP. Those that are not in order
