@@ -424,6 +424,7 @@ func (l *look) at(dir *node) error {
 	return nil
 }
 
+// open opens dir, or a directory from where way leads to it.
 func (l *look) open(dir *node) (fd int, way string, err error) {
 	p, below := l.fs.views[0].point, l.dir != nil && l.dir == dir.parent
 	switch {

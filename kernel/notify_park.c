@@ -299,7 +299,7 @@ static __le32 notify_request(struct ksmbd_work *work,
 		return request_park(work, NULL, r);
 
 	fp = ksmbd_lookup_fd_slow(work, id, pid);
-	if (!fp) /* of IPC$ there are only pipes */
+	if (!fp) /* IPC$ has pipes, and nothing that could be watched */
 		return test_share_config_flag(work->tcon->share_conf,
 					      KSMBD_SHARE_FLAG_PIPE) ?
 		       STATUS_INVALID_PARAMETER : STATUS_FILE_CLOSED;

@@ -297,7 +297,7 @@ func (c *racer) disconnect(conn *smb2.Conn) error {
 	}
 	c.files = nil
 	tree, err := conn.TreeConnect(c.ctx, lanes[0])
-	// As in dial; and where ksmbd.mountd took more than two seconds, with a signature that is wrong.
+	// The session may be gone, as in dial. And where ksmbd.mountd takes more than two seconds, the answer's signature is wrong.
 	if err != nil && c.ctx.Err() == nil {
 		c.gone = true
 		return nil

@@ -433,6 +433,7 @@ func (d *standIn) completeAs(item genl.Item, b []byte) {
 // added are so many records, with long names.
 func added(n int) []genl.Record { return addedAs(strings.Repeat("n", 240), n) }
 
+// addedAs are so many records, with names that begin with prefix.
 func addedAs(prefix string, n int) (records []genl.Record) {
 	for i := range n {
 		records = append(records, genl.Record{Action: genl.ActionAdded, Name: fmt.Sprintf("%s-%d", prefix, i)})
