@@ -242,9 +242,6 @@ func (x *mixer) step() (movedIn bool) {
 	case k < 13:
 		op = "exchange"
 		err = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-		if x.calm && strings.HasPrefix(b, x.root+"/out") {
-			return x.step() // done, and more
-		}
 	case k < 14:
 		op = "chmod"
 		err = os.Chmod(a, 0o755)
@@ -270,7 +267,7 @@ func (x *mixer) step() (movedIn bool) {
 		x.count++
 		x.log = append(x.log, fmt.Sprintf("%s %s %s", op, a[len(x.root)+1:], b[len(x.root)+1:]))
 	}
-	return err == nil && (op == "mv" || op == "exchange" || op == "ln") && in(a) != in(b)
+	return err == nil && (op == "mv" || op == "exchange" && !x.calm || op == "ln") && in(a) != in(b)
 }
 
 // mounter mounts things below the watch, moves them and takes them away.

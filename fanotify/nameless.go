@@ -147,17 +147,23 @@ func (fs *filesystem) found(dir *node, name []byte, file handle) {
 
 // names says whether name in dir is that of the file, or may be.
 func (l *look) names(dir *node, name []byte, file handle) bool {
+	h, err := l.file(dir, name)
+	if err != nil {
+		return err != errGone && err != unix.ENOENT
+	}
+	return string(h) == string(file)
+}
+
+// file returns the handle of what has the name in dir.
+func (l *look) file(dir *node, name []byte) (handle, error) {
 	if dir.site == nil {
 		if err := l.at(dir); err != nil {
-			return err != errGone
+			return nil, err
 		}
 	}
 	fd, way := l.in(dir)
 	h, _, err := handleAt(fd, way+string(name))
-	if err != nil {
-		return err != unix.ENOENT
-	}
-	return string(h) == string(file)
+	return h, err
 }
 
 // hasName says whether the file has a name, or may have. Where its handle cannot be opened

@@ -301,6 +301,11 @@ func (fs *filesystem) differences() (differ []difference) {
 			now.st = nil
 		}
 		present := now.st != nil
+		if present && !now.nowDir() && !fs.unlinked.empty() {
+			if file, err := l.file(d.dir, d.name); err == nil {
+				fs.found(d.dir, d.name, file) // it has come again after it was removed, perhaps
+			}
+		}
 		if now.err == errGone && !d.present || now.err == nil && present == d.present && (!present || now.nowDir() == d.isDir) {
 			continue
 		}
