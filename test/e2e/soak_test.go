@@ -522,9 +522,8 @@ func (s *storm) burst(d time.Duration, calm bool, blow func() error) {
 	s.ok(err)
 }
 
-// check waits until each client has been told of all that was done, and compares what it knows with the disk. What could not
-// be watched for a time clients may be told to list as late as that.
-func (s *storm) check(late time.Duration) {
+// check waits until each client has been told of all that was done, and compares what it knows with the disk.
+func (s *storm) check() {
 	s.Helper()
 	s.checks++
 	s.marks++
@@ -549,19 +548,15 @@ func (s *storm) check(late time.Duration) {
 	}
 	s.silence = max(s.silence, time.Since(start))
 	for _, l := range s.listeners {
-		if err := until(late, func() error {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if how := l.differs(); how != nil {
-				return fmt.Errorf("%d names diverge: %q", len(how), how)
-			}
-			return nil
-		}); err != nil {
-			s.fail(l, err)
-		}
 		l.mu.Lock()
-		l.log = nil
+		how := l.differs()
+		if how == nil {
+			l.log = nil
+		}
 		l.mu.Unlock()
+		if how != nil {
+			s.fail(l, fmt.Errorf("%d names diverge: %q", len(how), how))
+		}
 	}
 	for _, g := range s.grounds {
 		s.ok(os.Remove(filepath.Join(g.top, name)))
@@ -651,7 +646,6 @@ type blow struct {
 	name string
 	kind int
 	deal func(*storm) error
-	late time.Duration // see check
 }
 
 const (
@@ -801,8 +795,10 @@ func init() { // one has others dealt with it
 			s.pause(1500)
 			err = errors.Join(err, blowNamed("mounts").deal(s))
 			s.pause(1500)
-			return errors.Join(err, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil))
-		}, late: 15 * time.Second}, // what could not be marked is tried again after 10 s
+			err = errors.Join(err, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil))
+			time.Sleep(12 * time.Second) // what could not be marked is tried again after 10 s
+			return err
+		}},
 		{name: "few groups", kind: cuts, deal: func(s *storm) error {
 			filesystems := len(s.grounds) - 1 // two are on one
 			return s.limited("max_user_groups", 1+s.IntN(filesystems-1), "there can be no more fanotify groups", func() error { return nil })
@@ -895,11 +891,11 @@ func TestSoak(t *testing.T) {
 			dealt[b.name]++
 			mark(fmt.Sprintf("%s: %s", t.Name(), b.name))
 			s.burst(time.Duration(100+s.IntN(400))*time.Millisecond, false, func() error { return nil })
-			s.check(0)
+			s.check()
 			before := s.enums()
 			s.cut.Store(b.kind == cuts)
 			s.burst(time.Duration(100+s.IntN(900))*time.Millisecond, b.kind == unseen, func() error { return b.deal(s) })
-			s.check(b.late)
+			s.check()
 			s.cut.Store(false)
 			if n := s.enums() - before; b.kind == unseen && n > 0 {
 				s.Fatalf("SEED=%d, check %d: over a %s, clients were told to list anew %d times", s.seed, s.checks, b.name, n)
