@@ -36,10 +36,11 @@ for modules in /lib/modules/*/; do
 	[ -n "$(dkms status -m ksmbd-notify -v $version 2> /dev/null)" ] || dkms add -m ksmbd-notify -v $version > "$log" 2>&1
 	dkms install --force -m ksmbd-notify -v $version -k "$release" >> "$log" 2>&1
 	make=$(ls -t /var/lib/dkms/ksmbd-notify/$version/build/make.log /var/lib/dkms/ksmbd-notify/$version/"$release"/*/log/make.log 2> /dev/null | head -1)
-	said=$(sed -n "s/^ksmbd-notify: kernel $release: //p" "$make" 2> /dev/null | tail -1)
 	if installed; then
+		said=$(sed -n "s/^ksmbd-notify: note: //p" "$make" 2> /dev/null | tail -1)
 		say "kernel $release has ksmbd that notifies${said:+; $said}"
 	else
+		said=$(sed -n "s/^ksmbd-notify: kernel $release: //p" "$make" 2> /dev/null | tail -1)
 		# What was half written must not stand before the kernel's own.
 		dkms remove -m ksmbd-notify -v $version -k "$release" > /dev/null 2>&1
 		rm -f "/lib/modules/$release"/updates/dkms/ksmbd.ko*

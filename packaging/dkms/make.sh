@@ -34,7 +34,7 @@ for source in "${sources[@]}"; do
 	fi
 	[[ $version = "$series".* ]] || continue
 	# Within a series another version's ksmbd does as well, or else it does not compile.
-	[ "$version" = "$wanted" ] || echo "ksmbd-notify: kernel $release: building with $source, which is of $version"
+	[ "$version" = "$wanted" ] || echo "ksmbd-notify: note: building with $source, which is of $version"
 	./build.sh "$headers" source out > build.log 2>&1 && mv out/ksmbd.ko . && exit
 	cat build.log
 	die "ksmbd of $version, from $source, does not build for it: $(grep -m1 -E 'error:|rror |No space|^build:' build.log || tail -1 build.log)"
