@@ -6,12 +6,24 @@ set -uo pipefail
 
 version=@VERSION@
 why=/var/lib/ksmbd-notify
+away=/var/lib/dkms/ksmbd-notify/original_module
 say() { echo "ksmbd-notify-dkms: $*"; }
 # installed: the module is there, whole, and of this version.
 installed() {
 	local ko
 	ko=$(find "/lib/modules/$release/updates" "/lib/modules/$release/extra" -name 'ksmbd.ko*' 2> /dev/null | head -1)
 	[ -n "$ko" ] && [ "$(modinfo -F version "$ko" 2> /dev/null)" = $version ]
+}
+# give_back: the kernel has its own ksmbd again, which DKMS puts away before it copies ours, and not back when that fails.
+give_back() {
+	local origin own gone=
+	while read -r origin; do
+		own=$(cat "$origin")
+		[ -e "$own" ] || ln "${origin%.origin}" "$own" 2> /dev/null || { cp -p "${origin%.origin}" "$own.new" && mv "$own.new" "$own"; } || rm -f "$own.new"
+		[ -e "$own" ] && rm -f "$origin" "${origin%.origin}" && gone=yes
+	done < <(find "$away/$release" -name '*.origin' 2> /dev/null)
+	[ -z "$gone" ] || find "$away" -depth -type d -empty -delete
+	depmod "$release" 2> /dev/null
 }
 # lacking REASON...: the kernel keeps its own ksmbd.
 lacking() {
@@ -23,6 +35,7 @@ rm -f $why/*
 for modules in /lib/modules/*/; do
 	release=$(basename "$modules")
 	if installed; then continue; fi
+	[ ! -d "$away/$release" ] || give_back # an installation was cut short
 	[ -e "$modules/modules.dep" ] || [ -e "$modules/build" ] || continue
 	if [[ ! $release =~ ^(@SERIES_REGEXP@)\. ]]; then
 		lacking "its series is not supported, only @SERIES@"
@@ -44,7 +57,7 @@ for modules in /lib/modules/*/; do
 		# What was half written must not stand before the kernel's own.
 		dkms remove -m ksmbd-notify -v $version -k "$release" > /dev/null 2>&1
 		rm -f "/lib/modules/$release"/updates/dkms/ksmbd.ko*
-		depmod "$release" 2> /dev/null
+		give_back
 		[ -n "$said" ] || ! { grep -qs 'No space left' "$make" "$log" || ! head -c 100000 /dev/zero > $why/.space; } 2> /dev/null || said="the disk is full"
 		lacking "${said:-$(tail -1 "$log")}; then: /usr/src/ksmbd-notify-$version/install.sh"
 	fi
