@@ -58,7 +58,8 @@ type machine struct {
 	root    string // where /proc, /sys, /run, /lib/modules and /var/lib/dpkg are
 	family  func() error
 	modinfo func(args ...string) (string, error)
-	tools   func() string // the version of ksmbd-tools
+	tools   func() string                    // the version of ksmbd-tools
+	known   func(database, name string) bool // to getent(1)
 	open    func(*slog.Logger) (*fanotify.Group, error)
 	status  func() ([]byte, error)
 }
@@ -78,8 +79,7 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 	err := flags.Parse(args)
 	switch {
 	case err == nil && o.help:
-		fmt.Fprint(stdout, checkUsage)
-		return 0
+		return say(stdout, stderr, checkUsage)
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
@@ -95,6 +95,7 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		family:  ipc.FindFamily,
 		modinfo: modinfo,
 		tools:   toolsVersion,
+		known:   known,
 		open:    fanotify.Open,
 		status:  func() ([]byte, error) { return get(runtimeDir(), "/status") },
 	}
@@ -136,6 +137,17 @@ func toolsVersion() string {
 		return ""
 	}
 	return words[len(words)-1]
+}
+
+// known asks getent(1), which asks as ksmbd.mountd does. Where that cannot be asked
+// all names are.
+func known(database, name string) bool {
+	out, err := exec.Command("getent", "--", database, name).Output()
+	if _, number := strconv.Atoi(name); err == nil && number == nil { // getent looks for an id then
+		return strings.HasPrefix(string(out), name+":")
+	}
+	exit := (*exec.ExitError)(nil)
+	return !errors.As(err, &exit) || exit.ExitCode() != 2
 }
 
 // Verdicts of a line. A note tells what works, but could better.
@@ -183,7 +195,7 @@ func (c *checker) encode(w io.Writer) error {
 }
 
 func (c *checker) line(verdict, subject, format string, args ...any) {
-	c.lines = append(c.lines, line{verdict, subject, fmt.Sprintf(format, args...)})
+	c.lines = append(c.lines, line{verdict, subject, visible(fmt.Sprintf(format, args...))})
 }
 
 func (c *checker) ok(subject, format string, args ...any) {
@@ -412,6 +424,10 @@ func (m *machine) checkShares(c *checker, group *fanotify.Group, config string, 
 		c.fail("shares", "%v: ksmbd.mountd does not start with it", err)
 		return
 	}
+	if err := file.misfit(ipcShare, m.known); err != nil {
+		c.fail("shares", "reading %s: %v: ksmbd.mountd does not start with it", config, err)
+		return
+	}
 	if file.cut {
 		c.note("shares", "the last line of %s has no end, and ksmbd-tools %s ignore its last character: end it", config, tools)
 	}
@@ -432,6 +448,9 @@ func (m *machine) checkShares(c *checker, group *fanotify.Group, config string, 
 			err = fmt.Errorf("%s is a symbolic link, which ksmbd does not follow: give the share the path that it leads to", printable(symlinkIn(s.path)))
 		default:
 			how, note, err = tryShare(group, s.path)
+		}
+		if why := file.misfit(s.name, m.known); err == nil && why != nil {
+			err = fmt.Errorf("ksmbd-tools %s leave it out: %w", tools, why)
 		}
 		if err == nil && mountsHidden(tools) && isMountPoint(s.path) {
 			err = fmt.Errorf("%s is a mount point, and ksmbd-tools %s serve the directory under it: share a directory in it",

@@ -45,6 +45,7 @@ func newMachine(t *testing.T) *goodMachine {
 		root:    t.TempDir(),
 		family:  func() error { return nil },
 		tools:   func() string { return "3.4.9" },
+		known:   func(_, name string) bool { return name == "anne" },
 		open:    fanotify.Open,
 		status:  func() ([]byte, error) { return json.Marshal(g.report) },
 		modinfo: func(args ...string) (string, error) {
@@ -303,6 +304,30 @@ func TestCheckMistakes(t *testing.T) {
 			"FAIL  share     Docs: dev/shm does not begin with /, and ksmbd finds it nowhere: give the whole path\n", false},
 		{"several paths", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev\nPATH = /dev/shm\n") },
 			"FAIL  share     Docs: has several paths, /dev and /dev/shm, and ksmbd-tools 3.4.9 take any of them: leave one\n", false},
+		{"force user", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.3" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nforce user = anne\n")
+		}, "ok    share     Docs: /dev/shm, ", true},
+		{"nobody to force", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.3" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nforce user = anne ; a comment\n")
+		}, "FAIL  share     Docs: ksmbd-tools 3.5.3 leave it out: there is no user \"anne \" for force user\n", false},
+		{"no group to force", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.6" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nForce Group = staff\n")
+		}, "FAIL  share     Docs: ksmbd-tools 3.5.6 leave it out: there is no group staff for force group\n", false},
+		{"nobody to force, old ksmbd-tools", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nforce user = nobody-there\n") },
+			"ok    share     Docs: /dev/shm, ", true},
+		{"nobody to force anywhere", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.3" }
+			g.write("ksmbd.conf", "[global]\nforce user = bob\n[Docs]\npath = /dev/shm\nforce user = anne\n")
+		}, "FAIL  shares    reading ROOT/ksmbd.conf: there is no user bob for force user: ksmbd.mountd does not start with it\n", false},
+		{"a comment of another encoding", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.3" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\ncomment = \xc4rger\n")
+		}, "FAIL  share     Docs: ksmbd-tools 3.5.3 leave it out: the comment \"\\xc4rger\" is not UTF-8\n", false},
+		{"settings that a terminal would heed", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[a\u009b2J]\nchange notify = perhaps\n") },
+			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [a\\u009b2J] change notify = perhaps: it is yes or no: a daemon that starts with them ends\n", false},
 		{"comment behind a path, old ksmbd-tools", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm ; mine\n") },
 			"FAIL  share     Docs: /dev/shm ; mine: no such file or directory: ", false},
 		{"no end of the last line", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm/") },

@@ -43,8 +43,7 @@ func runMetrics(args []string, stdout, stderr io.Writer) int {
 	err := flags.Parse(args)
 	switch {
 	case err == nil && *help:
-		fmt.Fprint(stdout, metricsUsage)
-		return 0
+		return say(stdout, stderr, metricsUsage)
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}

@@ -105,7 +105,7 @@ func parseConf(text string, tools toolsRelease) (*conf, error) {
 		if isComment(line) {
 			continue
 		}
-		name, isSection := sectionName(line, old)
+		name, isSection := sectionName(line, tools)
 		if isSection {
 			current = c.add(name, n+1)
 			continue
@@ -154,15 +154,15 @@ func isText(s string, tab bool) bool {
 // maxShareName is how long, in bytes, a share's name can be (KSMBD_REQ_MAX_SHARE_NAME).
 const maxShareName = 63
 
-func sectionName(line string, old bool) (string, bool) {
+func sectionName(line string, tools toolsRelease) (string, bool) {
 	if line[0] != '[' {
 		return "", false
 	}
 	name, rest, closed := strings.Cut(line[1:], "]")
-	if old || !closed {
+	if tools.before(3, 5, 0) || !closed {
 		return name, closed
 	}
-	return name, name != "" && len(name) <= maxShareName && utf8.ValidString(name) && isText(name, true) &&
+	return name, name != "" && len(name) <= maxShareName && utf8.ValidString(name) && isText(name, !tools.before(3, 5, 3)) &&
 		!strings.Contains(name, "[") && isComment(strings.TrimLeft(rest, " \t"))
 }
 
@@ -244,22 +244,59 @@ type share struct {
 	others []string // that it may take instead
 }
 
-// readShares reads ksmbd.conf(5) as ksmbd.mountd does. What a share does not say,
-// [global] does.
+// whole returns what holds of a share: what it does not say, [global] does.
+func (c *conf) whole(s *section) *section {
+	all := &section{entries: slices.Clone(s.entries)}
+	if global := c.section("global"); global != nil {
+		for _, e := range global.entries {
+			all.add(e, c.tools)
+		}
+	}
+	return all
+}
+
+// ipcShare is where clients ask for the names of the others.
+const ipcShare = "ipc$"
+
+// misfit says why ksmbd.mountd leaves a share out, nil if it does not. From 3.5.3 on
+// it does so where one of these cannot be: known asks for a name in a database of
+// getent(1). Without ipcShare it does not start.
+func (c *conf) misfit(name string, known func(database, name string) bool) error {
+	if c.tools.before(3, 5, 3) {
+		return nil
+	}
+	s := new(section)
+	if of := c.section(name); of != nil {
+		s.entries = slices.Clone(of.entries)
+	}
+	if name == ipcShare {
+		s.add(entry{"comment", "IPC share"}, c.tools)
+	}
+	s = c.whole(s)
+	for _, of := range []struct{ key, database, what string }{{"force user", "passwd", "user"}, {"force group", "group", "group"}} {
+		for _, value := range s.values(of.key, c.tools) {
+			if !known(of.database, value) {
+				return fmt.Errorf("there is no %s %s for %s", of.what, printable(value), of.key)
+			}
+		}
+	}
+	for _, value := range s.values("comment", c.tools) {
+		if !utf8.ValidString(value) {
+			return fmt.Errorf("the comment %s is not UTF-8", printable(value))
+		}
+	}
+	return nil
+}
+
+// readShares reads ksmbd.conf(5) as ksmbd.mountd does.
 func readShares(c *conf) (shares []share) {
 	global := c.section("global")
 	root := append(global.values("root directory", c.tools), "")[0]
 	for _, s := range c.sections {
-		if s == global || strings.EqualFold(s.name, "ipc$") {
+		if s == global || strings.EqualFold(s.name, ipcShare) {
 			continue
 		}
-		all := &section{entries: slices.Clone(s.entries)}
-		if global != nil {
-			for _, e := range global.entries {
-				all.add(e, c.tools)
-			}
-		}
-		paths := all.values("path", c.tools)
+		paths := c.whole(s).values("path", c.tools)
 		for i, path := range paths {
 			path = root + path
 			for len(path) > 1 && strings.HasSuffix(path, "/") {

@@ -43,6 +43,7 @@ func TestReadShares(t *testing.T) {
 		{name: "NUL", text: "[a]\npath = /x\x00y\n", all: shares{{"a", "/x", nil}}},
 		{name: "trailing blanks", text: "[a]\npath = /x \t\n", all: shares{{"a", "/x \t", nil}}},
 		{name: "blanks", text: " \t[a]\n\t path\t = \t/x\n", v347: shares{{"a", "/x", nil}}, v353: shares{{"a", "/x", nil}}, refused: "3.5.2"},
+		{name: "tab in a name", text: "[a\tb]\npath = /x\n", v347: shares{{"a\tb", "/x", nil}}, v353: shares{{"a\tb", "/x", nil}}, refused: "3.5.2"},
 		{name: "equals signs", text: "[a]\npath = /x=y\n", all: shares{{"a", "/x=y", nil}}},
 		{name: "letters of several parts", text: "[\u00c4rger]\npath = /a\n[a\u0308RGER]\npath = /b\n[STRASSE]\npath = /c\n[stra\u00dfe]\npath = /d\n",
 			all: shares{{"\u00c4rger", "/a", nil}, {"STRASSE", "/c", nil}}},

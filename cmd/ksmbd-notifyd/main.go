@@ -60,6 +60,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.CountVarP(&o.verbose, "verbose", "v", "")
 	flags.BoolVarP(&o.version, "version", "V", false, "")
 	flags.BoolVarP(&o.help, "help", "h", false, "")
+	if err := enoughFiles(); err != nil {
+		return finish(stderr, err)
+	}
 	err := flags.Parse(args)
 	rest := flags.Args()
 	o.verbose = min(o.verbose, len(verbosity)-1)
@@ -67,11 +70,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err != nil:
 		return misuse(stderr, err, "ksmbd-notifyd")
 	case o.help:
-		fmt.Fprint(stdout, daemonUsage)
-		return 0
+		return say(stdout, stderr, daemonUsage)
 	case o.version:
-		fmt.Fprintf(stdout, "ksmbd-notifyd version %s\n", version)
-		return 0
+		return say(stdout, stderr, fmt.Sprintf("ksmbd-notifyd version %s\n", version))
 	case len(rest) > 0 && rest[0] == "watch":
 		return runWatch(rest[1:], o.verbose, stdout, stderr)
 	case len(rest) > 0 && rest[0] == "check":
@@ -93,6 +94,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return finish(stderr, err)
 	}
 	return finish(stderr, s.serve(stderr))
+}
+
+// enoughFiles says whether so few files may be open that Go itself cannot begin,
+// which then ends the program with all that it did. What is short later is told.
+func enoughFiles() error {
+	const few = 16
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < few {
+		return fmt.Errorf("only %d files may be open, it takes %d: ulimit -n, or LimitNOFILE of the service", limit.Cur, few)
+	}
+	return nil
+}
+
+// say writes what was asked for.
+func say(stdout, stderr io.Writer, text string) int {
+	_, err := io.WriteString(stdout, text)
+	return finish(stderr, err)
 }
 
 // misuse says what is wrong with the command line.

@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +26,9 @@ import (
 // TestMain makes the test's program be ksmbd-notifyd where a test says so.
 func TestMain(m *testing.M) {
 	if os.Getenv("KSMBD_NOTIFYD_TEST_RUN") != "" {
+		if few, err := strconv.ParseUint(os.Getenv("KSMBD_NOTIFYD_TEST_FILES"), 10, 64); err == nil {
+			unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few})
+		}
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
@@ -60,6 +65,47 @@ func TestHelpAndVersion(t *testing.T) {
 		}
 		if !strings.HasSuffix(stdout.String(), test.want) {
 			t.Errorf("%q: stdout ends in %q", test.args, stdout.String()[max(0, stdout.Len()-60):])
+		}
+	}
+}
+
+// What could not be written was not said.
+func TestHelpOnFullDisk(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, args := range [][]string{{"-h"}, {"-V"}, {"check", "-h"}, {"status", "-h"}, {"trace", "-h"}, {"watch", "-h"}, {"metrics", "-h"}} {
+		var stderr strings.Builder
+		if status := run(args, full, &stderr); status != 1 || !strings.Contains(stderr.String(), "no space left on device") || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%q: status %d, %q", args, status, &stderr)
+		}
+	}
+}
+
+// However few files may be open, there is one line, and no trace of Go's own.
+func TestFewFiles(t *testing.T) {
+	for _, args := range [][]string{{"--once"}, {"status"}, {"check"}, {"trace"}, {"watch", "/dev/shm"}, {"metrics"}, {"-t", "--settings=/dev/null"}} {
+		for _, n := range []int{4, 6, 8, 15, 16} {
+			cmd := program(0, args...)
+			cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+t.TempDir(), "KSMBD_NOTIFYD_TEST_FILES="+strconv.Itoa(n))
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			limit := time.Minute
+			if n == 16 { // that is enough
+				limit = 200 * time.Millisecond
+			}
+			stop := time.AfterFunc(limit, func() { cmd.Process.Signal(syscall.SIGTERM) })
+			cmd.Wait()
+			stop.Stop()
+			got := out.String()
+			if strings.Contains(got, "goroutine") || n < 16 && (cmd.ProcessState.ExitCode() != 1 || !strings.HasPrefix(got, "ksmbd-notifyd: only ") || strings.Count(got, "\n") != 1) {
+				t.Errorf("%q with %d files: %v, %s", args, n, cmd.ProcessState, got)
+			}
 		}
 	}
 }

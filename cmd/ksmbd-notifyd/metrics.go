@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,7 +91,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	total := func(d *prometheus.Desc, n uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
 	}
-	now(metricInfo, 1, version, s.Module)
+	now(metricInfo, 1, version, strings.ToValidUTF8(s.Module, "\ufffd"))
 	now(metricServing, asNumber(s.Serving))
 	now(metricRunning, asNumber(serverState("/") == serverRuns))
 	now(metricWatches, s.Open.Trees, "yes")
@@ -107,7 +108,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	total(metricOverflows, s.Total.Overflows)
 	total(metricQueueOverflows, s.Total.QueueOverflows)
 	for _, share := range s.Shares {
-		name := cmp.Or(share.Share, "?") // see ipc.ShareStatus
+		name := strings.ToValidUTF8(cmp.Or(share.Share, "?"), "\ufffd") // see ipc.ShareStatus; of what is not UTF-8 nobody would get any
 		total(metricShareRecords, share.Records, name)
 		total(metricShareEnumDirs, share.EnumDirs, name)
 		total(metricShareOverflows, share.Overflows, name)

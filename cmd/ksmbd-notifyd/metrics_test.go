@@ -12,7 +12,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ksmbd-notifyd/ipc"
@@ -61,5 +63,16 @@ func TestMetrics(t *testing.T) {
 	problems, err := testutil.CollectAndLint(&metrics{daemon: d})
 	if err != nil || problems != nil {
 		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
+
+// For one label that is not UTF-8 the library refuses all metrics.
+func TestMetricsOfOddShares(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(&metrics{asked: time.Now().Add(time.Hour), status: ipc.Status{
+		Module: "\xff", Shares: []ipc.ShareStatus{{Share: "\xff\"\n"}, {Share: "%s{}\x00"}},
+	}})
+	if all, err := registry.Gather(); err != nil || len(all) < 10 {
+		t.Errorf("%d, %v", len(all), err)
 	}
 }

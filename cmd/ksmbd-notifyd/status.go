@@ -19,6 +19,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -159,8 +160,7 @@ func runStatus(args []string, stdout, stderr io.Writer) int {
 	err := flags.Parse(args)
 	switch {
 	case err == nil && o.help:
-		fmt.Fprint(stdout, statusUsage)
-		return 0
+		return say(stdout, stderr, statusUsage)
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
@@ -234,7 +234,7 @@ func (r *report) print(w io.Writer) error {
 			if i > 0 {
 				t.Write([]byte{'\t'})
 			}
-			fmt.Fprint(t, c)
+			io.WriteString(t, visible(fmt.Sprint(c)))
 		}
 		t.Write([]byte{'\n'})
 	}
@@ -315,6 +315,23 @@ const shownIncidents = 10
 func dash(s string) string { return printable(cmp.Or(s, "-")) }
 
 func stamp(t time.Time) string { return t.Local().Format(time.DateTime) }
+
+// visible writes out what would end its line or have a terminal do something. Who
+// mounts a FUSE filesystem chooses the name of its type, for one.
+func visible(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		c := text[:n]
+		if r == utf8.RuneError && n == 1 || !strconv.IsPrint(r) {
+			c = strconv.Quote(c)
+			c = c[1 : len(c)-1]
+		}
+		b.WriteString(c)
+		text = text[n:]
+	}
+	return b.String()
+}
 
 // printable quotes what would end its line or move the cursor.
 func printable(name string) string {

@@ -99,9 +99,9 @@ func TestStatusOfStuckDaemon(t *testing.T) {
 func TestStatusForPeople(t *testing.T) {
 	at := time.Date(2026, 11, 24, 10, 0, 0, 0, time.Local)
 	r := report{Version: "1.0", Kernel: "6.12.1", Started: at, Server: serverRuns, Status: ipc.Status{
-		Policy: ipc.Policy{Shares: map[string]bool{"scratch": false, "test": true}, UserWatches: 100},
+		Policy: ipc.Policy{Shares: map[string]bool{"scratch\x1b": false, "test": true}, UserWatches: 100},
 		Incidents: []ipc.Incident{
-			{Last: at, Count: 1, Kind: ipc.QueueOverflow, Reason: "a reason"},
+			{Last: at, Count: 1, Kind: ipc.QueueOverflow, Reason: "a reason\xff\t\u009b"},
 			{Last: at.Add(time.Hour), Count: 3, Kind: ipc.Refusal, Directory: "/srv/\n", User: "user", Share: "test", Reason: "another"},
 		},
 		Serving: true, Since: at.Add(time.Minute), Module: "0.9",
@@ -110,6 +110,7 @@ func TestStatusForPeople(t *testing.T) {
 		LastOverflow: &ipc.Loss{Time: at.Add(time.Hour), Directory: "/srv", Reason: "a reason"},
 		Filesystems: []ipc.Filesystem{
 			{Type: "ext4", Device: "8:1", Strategy: "filesystem mark", Watches: 2},
+			{Type: "fuse.\x1b[2J", Device: "0:8", Strategy: "directory marks", Watches: 1, MountOnly: true},
 			{Type: "nfs4", Device: "0:9", Strategy: "directory marks", Watches: 1, MountOnly: true},
 		},
 		Watches: []ipc.WatchStatus{
@@ -120,23 +121,24 @@ func TestStatusForPeople(t *testing.T) {
 	const want = `state      serving ksmbd since 2026-11-24 10:01:00
 module     0.9, kernel 6.12.1
 daemon     1.0, running since 2026-11-24 10:00:00
-settings   change notify is off in scratch; a user may have 100 watches
+settings   change notify is off in scratch\x1b; a user may have 100 watches
 watches    2 open, 1 with all that is below; 5 so far, 1 refused
 requests   1 pending; 9 so far, 8 answered
 records    30 bytes queued; 7 told
 overflows  3 of watches, 1 of the fanotify queue; the last at 2026-11-24 11:00:00 in /srv: a reason
 ENUM_DIR   2 told
 
-FILESYSTEM  DEVICE  STRATEGY         WATCHES  TOLD
-ext4        8:1     filesystem mark  2        all changes
-nfs4        0:9     directory marks  1        only what goes through this mount
+FILESYSTEM    DEVICE  STRATEGY         WATCHES  TOLD
+ext4          8:1     filesystem mark  2        all changes
+fuse.\x1b[2J  0:8     directory marks  1        only what goes through this mount
+nfs4          0:9     directory marks  1        only what goes through this mount
 
 DIRECTORY    TREE  USER       SHARE  SINCE                PENDING  QUEUED  OVERFLOWS  FILTER
 /srv         yes   user       TEST   2026-11-24 10:00:00  1        0       0          all
 "/srv/a\nb"  no    "\x1b[2J"  TEST   2026-11-24 10:00:00  0        lost    3          file-name,ea
 
 INCIDENT        LAST                 TIMES  DIRECTORY  USER  SHARE  REASON
-queue-overflow  2026-11-24 10:00:00  1      -          -     -      a reason
+queue-overflow  2026-11-24 10:00:00  1      -          -     -      a reason\xff\t\u009b
 refused         2026-11-24 11:00:00  3      "/srv/\n"  user  test   another
 `
 	var b strings.Builder

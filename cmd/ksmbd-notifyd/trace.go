@@ -39,8 +39,7 @@ func runTrace(args []string, stdout, stderr io.Writer) int {
 	err := flags.Parse(args)
 	switch {
 	case err == nil && *help:
-		fmt.Fprint(stdout, traceUsage)
-		return 0
+		return say(stdout, stderr, traceUsage)
 	case err == nil && flags.NArg() > 1:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(1))
 	}

@@ -68,8 +68,7 @@ func runWatch(args []string, verbose int, stdout, stderr io.Writer) int {
 	switch {
 	case err != nil:
 	case o.help:
-		fmt.Fprint(stdout, watchUsage)
-		return 0
+		return say(stdout, stderr, watchUsage)
 	case flags.NArg() == 0:
 		err = errors.New("no directory given")
 	case flags.NArg() > 1:
