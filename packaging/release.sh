@@ -19,7 +19,7 @@ stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 
 # The tarball says of which version it is, tag or not.
-git archive --prefix="$name/" HEAD | tar -x -C "$stage"
+git archive --prefix="$name/" HEAD | tar -xp -C "$stage" # whatever the umask
 sed -i "s/^describe: .*/describe: v$VERSION/" "$stage/$name/packaging/release"
 tar -C "$stage" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$(git log -1 --format=%ct)" -cf - "$name" | xz -9 > "$out/$name.tar.xz"
 
