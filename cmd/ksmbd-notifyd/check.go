@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -185,13 +186,16 @@ func (c *checker) print(w io.Writer, quiet bool) error {
 }
 
 func (c *checker) encode(w io.Writer) error {
-	e := json.NewEncoder(w)
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	return e.Encode(struct {
+	e.Encode(struct {
 		OK    bool   `json:"ok"`
 		Lines []line `json:"lines"`
-	}{!c.bad(), c.lines})
+	}{!c.bad(), c.lines}) // neither a Buffer nor a string can fail
+	_, err := w.Write(visibleJSON(b.Bytes()))
+	return err
 }
 
 func (c *checker) line(verdict, subject, format string, args ...any) {

@@ -244,6 +244,7 @@ func TestRecordLines(t *testing.T) {
 		{`q"\`, `ADDED             "q\"\\"`, `q"\`},
 		{"\xff\xfea", `ADDED             "\xff\xfea"`, "\ufffd\ufffda"},
 		{"end ", `ADDED             "end "`, "end "},
+		{"\x7f\u009b2J\u202e\U000e0001\U0001f600", `ADDED             "\x7f\u009b2J\u202e\U000e0001😀"`, "\x7f\u009b2J\u202e\U000e0001\U0001f600"},
 	} {
 		added := []ipc.Completion{{Records: []genl.Record{{Action: genl.ActionAdded, Name: test.name}}}}
 		var out bytes.Buffer
@@ -258,7 +259,7 @@ func TestRecordLines(t *testing.T) {
 		c.Complete(added)
 		var got map[string]string
 		line := out.Bytes()
-		if err := json.Unmarshal(line, &got); err != nil || !utf8.Valid(line) || bytes.Count(line, []byte("\n")) != 1 {
+		if err := json.Unmarshal(line, &got); err != nil || !utf8.Valid(line) || bytes.Count(line, []byte("\n")) != 1 || visible(string(line[:len(line)-1])) != string(line[:len(line)-1]) {
 			t.Errorf("%q: object %q, %v", test.name, line, err)
 		}
 		if len(got) != 2 || got["action"] != "ADDED" || got["name"] != test.object {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -19,6 +20,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/spf13/pflag"
@@ -169,7 +171,7 @@ func runStatus(args []string, stdout, stderr io.Writer) int {
 	}
 	body, err := get(runtimeDir(), "/status")
 	if err == nil && o.json {
-		_, err = stdout.Write(body)
+		_, err = stdout.Write(visibleJSON(body))
 	} else if err == nil {
 		var r report
 		if err = json.Unmarshal(body, &r); err == nil {
@@ -331,6 +333,21 @@ func visible(text string) string {
 		text = text[n:]
 	}
 	return b.String()
+}
+
+// visibleJSON does so in JSON, where only what is below the blank is written out already.
+func visibleJSON(text []byte) []byte {
+	var b bytes.Buffer
+	for _, r := range string(text) {
+		if r < 0x7f || strconv.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&b, "\\u%04x", unit)
+		}
+	}
+	return b.Bytes()
 }
 
 // printable quotes what would end its line or move the cursor.

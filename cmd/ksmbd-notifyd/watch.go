@@ -246,12 +246,14 @@ func (c *client) answered(lines []byte) {
 // print adds a record's line to b.
 func (c *client) print(b *bytes.Buffer, action, name string) {
 	if c.json {
-		e := json.NewEncoder(b)
+		var object bytes.Buffer
+		e := json.NewEncoder(&object)
 		e.SetEscapeHTML(false)
 		e.Encode(struct {
 			Action string `json:"action"`
 			Name   string `json:"name"`
 		}{action, name}) // neither a Buffer nor a string can fail
+		b.Write(visibleJSON(object.Bytes()))
 		return
 	}
 	line := strings.TrimRight(fmt.Sprintf("%-16s  %s", action, printable(name)), " ")
