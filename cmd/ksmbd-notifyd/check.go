@@ -18,8 +18,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
@@ -62,6 +64,7 @@ type machine struct {
 	tools   func() string                    // the version of ksmbd-tools
 	known   func(database, name string) bool // to getent(1)
 	open    func(*slog.Logger) (*fanotify.Group, error)
+	try     func(path, tools string) tried
 	status  func() ([]byte, error)
 }
 
@@ -98,6 +101,7 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		tools:   toolsVersion,
 		known:   known,
 		open:    fanotify.Open,
+		try:     func(path, tools string) tried { return tryElsewhere(answerWithin, path, tools) },
 		status:  func() ([]byte, error) { return get(runtimeDir(), "/status") },
 	}
 	var c checker
@@ -226,10 +230,10 @@ func (m *machine) check(c *checker, config, settings string) bool {
 		c.fail("fanotify", "%v", err)
 		return false
 	}
-	defer group.Close()
+	group.Close()
 	c.ok("fanotify", "tells the names of what changes")
 	m.checkQueue(c)
-	m.checkShares(c, group, config, policy)
+	m.checkShares(c, config, policy)
 	return !c.bad()
 }
 
@@ -421,7 +425,7 @@ func (m *machine) checkQueue(c *checker) {
 }
 
 // checkShares tries to watch each share as the daemon would.
-func (m *machine) checkShares(c *checker, group *fanotify.Group, config string, policy ipc.Policy) {
+func (m *machine) checkShares(c *checker, config string, policy ipc.Policy) {
 	tools := m.tools()
 	file, err := readConf(config, parseTools(tools))
 	if err != nil {
@@ -439,36 +443,40 @@ func (m *machine) checkShares(c *checker, group *fanotify.Group, config string, 
 	if len(shares) == 0 {
 		c.note("shares", "%s has none: ksmbd.addshare", config)
 	}
-	for _, s := range shares {
-		how, err := "", fmt.Errorf("has no path in %s", config)
-		note := false
+	var trying errgroup.Group
+	trying.SetLimit(4)
+	found := make([]tried, len(shares))
+	for i, s := range shares {
+		if s.path != "" && s.path[0] == '/' && len(s.others) == 0 {
+			trying.Go(func() error { found[i] = m.try(s.path, tools); return nil })
+		}
+	}
+	trying.Wait()
+	for i, s := range shares {
+		err := fmt.Errorf("has no path in %s", config)
 		switch {
 		case s.path == "":
 		case len(s.others) > 0:
 			err = fmt.Errorf("has several paths, %s and %s, and ksmbd-tools %s take any of them: leave one", printable(s.path), printable(s.others[0]), tools)
 		case s.path[0] != '/':
 			err = fmt.Errorf("%s does not begin with /, and ksmbd finds it nowhere: give the whole path", printable(s.path))
-		case symlinkIn(s.path) != "":
-			err = fmt.Errorf("%s is a symbolic link, which ksmbd does not follow: give the share the path that it leads to", printable(symlinkIn(s.path)))
+		case found[i].Why != "":
+			err = errors.New(found[i].Why)
 		default:
-			how, note, err = tryShare(group, s.path)
+			err = nil
 		}
 		if why := file.misfit(s.name, m.known); err == nil && why != nil {
 			err = fmt.Errorf("ksmbd-tools %s leave it out: %w", tools, why)
-		}
-		if err == nil && mountsHidden(tools) && isMountPoint(s.path) {
-			err = fmt.Errorf("%s is a mount point, and ksmbd-tools %s serve the directory under it: share a directory in it",
-				printable(s.path), tools)
 		}
 		switch {
 		case err != nil:
 			c.fail("share", "%s: %v", printable(s.name), err)
 		case !policy.Tells(s.name):
 			c.note("share", "%s: %s: change notify is off, and no changes are told", printable(s.name), printable(s.path))
-		case note:
-			c.note("share", "%s: %s", printable(s.name), how)
+		case found[i].Note:
+			c.note("share", "%s: %s", printable(s.name), found[i].How)
 		default:
-			c.ok("share", "%s: %s", printable(s.name), how)
+			c.ok("share", "%s: %s", printable(s.name), found[i].How)
 		}
 	}
 	for name := range policy.Shares {
@@ -501,6 +509,71 @@ func isMountPoint(path string) bool {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, 0, &st)
 	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+// tried is how a share's directory can be watched, or why it cannot. Not all that
+// changes may be told, which is worth a note.
+type tried struct {
+	How  string
+	Note bool
+	Why  string // not
+}
+
+// tryOne is the command by which check tries a share in a process of its own. It is
+// not for people.
+const tryOne = "try-share"
+
+// tryElsewhere tries a share in such a process: what waits for a FUSE program that is
+// stuck may not be killed, and nobody waits for it here.
+func tryElsewhere(limit time.Duration, path, tools string) tried {
+	cmd := exec.Command("/proc/self/exe", tryOne, path, tools)
+	var answer bytes.Buffer
+	cmd.Stdout = &answer
+	if err := cmd.Start(); err != nil {
+		return tried{Why: err.Error()}
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		var t tried
+		if err = cmp.Or(err, json.Unmarshal(answer.Bytes(), &t)); err != nil {
+			t.Why = fmt.Sprintf("%s: trying it failed: %v", printable(path), err)
+		}
+		return t
+	case <-time.After(limit):
+		cmd.Process.Kill()
+		return tried{Why: fmt.Sprintf("%s: it, or what is mounted below it, has not answered in %v: a FUSE program, a server or a disk is stuck", printable(path), limit)}
+	}
+}
+
+// runTry is the command tryOne.
+func runTry(path, tools string, stdout, stderr io.Writer) int {
+	var t tried
+	if group, err := fanotify.Open(slog.New(slog.DiscardHandler)); err != nil {
+		t.Why = err.Error()
+	} else {
+		t = tryPath(group, path, tools)
+		group.Close()
+	}
+	return finish(stderr, json.NewEncoder(stdout).Encode(t))
+}
+
+// tryPath tries a path that a share has.
+func tryPath(group *fanotify.Group, path, tools string) (t tried) {
+	var err error
+	if link := symlinkIn(path); link != "" {
+		err = fmt.Errorf("%s is a symbolic link, which ksmbd does not follow: give the share the path that it leads to", printable(link))
+	} else {
+		t.How, t.Note, err = tryShare(group, path)
+	}
+	if err == nil && mountsHidden(tools) && isMountPoint(path) {
+		err = fmt.Errorf("%s is a mount point, and ksmbd-tools %s serve the directory under it: share a directory in it", printable(path), tools)
+	}
+	if err != nil {
+		t.Why = err.Error()
+	}
+	return t
 }
 
 // tryShare says how a directory can be watched, or why what changes in and

@@ -11,13 +11,16 @@ import (
 	"go/token"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,7 +50,16 @@ func newMachine(t *testing.T) *goodMachine {
 		tools:   func() string { return "3.4.9" },
 		known:   func(_, name string) bool { return name == "anne" },
 		open:    fanotify.Open,
-		status:  func() ([]byte, error) { return json.Marshal(g.report) },
+		try: func(path, tools string) tried {
+			group, err := fanotify.Open(slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Error(err)
+				return tried{}
+			}
+			defer group.Close()
+			return tryPath(group, path, tools)
+		},
+		status: func() ([]byte, error) { return json.Marshal(g.report) },
 		modinfo: func(args ...string) (string, error) {
 			switch {
 			case len(args) == 3 && strings.Contains(args[2], "/"): // a file, which has only that
@@ -366,6 +378,52 @@ func TestCheckMistakes(t *testing.T) {
 	for _, l := range printed(t) {
 		if !slices.ContainsFunc(all, l.MatchString) {
 			t.Errorf("no test has the line %s", l)
+		}
+	}
+}
+
+// A share that hangs costs its own line, and check ends.
+func TestCheckStuckShare(t *testing.T) {
+	g := newMachine(t)
+	dir := filepath.Join(g.root, "stuck")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command("bindfs", "-f", tmpfs(t), dir)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Process.Signal(syscall.SIGCONT)
+		unix.Unmount(dir, unix.MNT_DETACH)
+		server.Process.Kill()
+		server.Wait()
+	})
+	for !isMountPoint(dir) {
+		if t.Context().Err() != nil || server.Process.Signal(syscall.Signal(0)) != nil {
+			t.Fatal("bindfs does not mount")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KSMBD_NOTIFYD_TEST_RUN", "1")
+	g.try = func(path, tools string) tried {
+		limit := time.Minute
+		if path == dir {
+			limit = time.Second
+		}
+		return tryElsewhere(limit, path, tools)
+	}
+	g.write("ksmbd.conf", "[Stuck]\npath = "+dir+"\n[Docs]\npath = /dev/shm\n[None]\npath = /nowhere\n")
+	got, ok := g.checked()
+	for _, want := range []string{
+		"FAIL  share     Stuck: " + dir + ": it, or what is mounted below it, has not answered in 1s: a FUSE program, a server or a disk is stuck\n",
+		"ok    share     Docs: /dev/shm, ", "FAIL  share     None: /nowhere: no such file or directory",
+	} {
+		if ok || !strings.Contains(got, want) {
+			t.Errorf("%v, got\n%swant %s", ok, got, want)
 		}
 	}
 }
