@@ -117,7 +117,7 @@ func say(stdout, stderr io.Writer, text string) int {
 
 // misuse says what is wrong with the command line.
 func misuse(stderr io.Writer, err error, command string) int {
-	fmt.Fprintf(stderr, "ksmbd-notifyd: %v\nTry `%s --help' for more information.\n", err, command)
+	fmt.Fprintf(stderr, "ksmbd-notifyd: %s\nTry `%s --help' for more information.\n", visible(err.Error()), command)
 	return 1
 }
 
@@ -129,7 +129,7 @@ func finish(stderr io.Writer, err error) int {
 	if isJournal(stderr) {
 		fmt.Fprint(stderr, "<3>")
 	}
-	fmt.Fprintf(stderr, "ksmbd-notifyd: %v\n", err)
+	fmt.Fprintf(stderr, "ksmbd-notifyd: %s\n", visible(err.Error()))
 	return 1
 }
 

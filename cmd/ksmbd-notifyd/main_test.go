@@ -156,6 +156,7 @@ func TestMisuse(t *testing.T) {
 		{[]string{"trace", "-x"}, "'x'"},
 		{[]string{"metrics", "-x"}, "'x'"},
 		{[]string{"metrics", "9842"}, `"9842"`},
+		{[]string{"--a\x1b\nb"}, `--a\x1b\nb`},
 	} {
 		var stdout, stderr strings.Builder
 		status := run(test.args, &stdout, &stderr)

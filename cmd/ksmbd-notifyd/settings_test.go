@@ -108,3 +108,19 @@ func TestReferenceSettings(t *testing.T) {
 		}
 	}
 }
+
+// What is wrong with settings is one line, whatever is in them.
+func TestOddSettingsAreOneLine(t *testing.T) {
+	for _, text := range []string{"[a\u009b2J]\nchange notify = x\n", "[a\u2028]\nb\u202ec = x\n", "\x1b[2J\n", "[a]\nchange notify = \u009b\n"} {
+		file := filepath.Join(t.TempDir(), "settings")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var stdout, stderr strings.Builder
+		status := run([]string{"-t", "--settings", file}, &stdout, &stderr)
+		line, end, _ := strings.Cut(stderr.String(), "\n")
+		if status != 1 || end != "" || visible(line) != line || !strings.HasPrefix(line, "ksmbd-notifyd: ") {
+			t.Errorf("%q: status %d, %q", text, status, &stderr)
+		}
+	}
+}
