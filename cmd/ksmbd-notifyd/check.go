@@ -530,7 +530,7 @@ func tryElsewhere(limit time.Duration, path, tools string) tried {
 	var answer bytes.Buffer
 	cmd.Stdout = &answer
 	if err := cmd.Start(); err != nil {
-		return tried{Why: err.Error()}
+		return tried{Why: fmt.Sprintf("%s: trying it failed: %v", printable(path), err)}
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()

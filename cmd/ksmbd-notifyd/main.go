@@ -101,7 +101,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 // enoughFiles says whether so few files may be open that Go itself cannot begin,
 // which then ends the program with all that it did. What is short later is told.
 func enoughFiles() error {
-	const few = 16
+	const few = 32 // check has the most, for those that try shares
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < few {
 		return fmt.Errorf("only %d files may be open, it takes %d: ulimit -n, or LimitNOFILE of the service", limit.Cur, few)

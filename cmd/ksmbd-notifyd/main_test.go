@@ -87,7 +87,7 @@ func TestHelpOnFullDisk(t *testing.T) {
 // However few files may be open, there is one line, and no trace of Go's own.
 func TestFewFiles(t *testing.T) {
 	for _, args := range [][]string{{"--once"}, {"status"}, {"check"}, {"trace"}, {"watch", "/dev/shm"}, {"metrics"}, {"-t", "--settings=/dev/null"}} {
-		for _, n := range []int{4, 6, 8, 15, 16} {
+		for _, n := range []int{4, 6, 8, 31, 32} {
 			cmd := program(0, args...)
 			cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+t.TempDir(), "KSMBD_NOTIFYD_TEST_FILES="+strconv.Itoa(n))
 			var out bytes.Buffer
@@ -96,14 +96,14 @@ func TestFewFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			limit := time.Minute
-			if n == 16 { // that is enough
+			if n == 32 { // that is enough
 				limit = 200 * time.Millisecond
 			}
 			stop := time.AfterFunc(limit, func() { cmd.Process.Signal(syscall.SIGTERM) })
 			cmd.Wait()
 			stop.Stop()
 			got := out.String()
-			if strings.Contains(got, "goroutine") || n < 16 && (cmd.ProcessState.ExitCode() != 1 || !strings.HasPrefix(got, "ksmbd-notifyd: only ") || strings.Count(got, "\n") != 1) {
+			if strings.Contains(got, "goroutine") || n < 32 && (cmd.ProcessState.ExitCode() != 1 || !strings.HasPrefix(got, "ksmbd-notifyd: only ") || strings.Count(got, "\n") != 1) {
 				t.Errorf("%q with %d files: %v, %s", args, n, cmd.ProcessState, got)
 			}
 		}
