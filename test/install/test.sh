@@ -154,7 +154,7 @@ if [ "$release" = trixie ]; then
 	arrived
 	module "$new"
 fi
-boot 900
+boot 1500
 if [ "$release" = trixie ]; then
 	sed -n 's/ trixie main/ trixie-backports main/p' "$root/etc/apt/sources.list" > "$root/etc/apt/sources.list.d/backports.list"
 	in_root apt-get -q update
@@ -165,6 +165,6 @@ if [ "$release" = trixie ]; then
 	lacks "no source of $series" "there is no kernel source: install linux-source-$series"
 	apt install -t trixie-backports "linux-source-$series"
 	module "$new"
-	boot 300 short
+	boot 600 short
 fi
 rm -rf "$root"
