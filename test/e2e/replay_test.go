@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ksmbd-notifyd/test/smb2"
 )
 
@@ -65,6 +67,13 @@ func open(name string, c smb2.CreateParams) func(place) error {
 // on has something done with what has a name in the watched directory.
 func on(name string, do func(place, *smb2.File) error) func(place) error {
 	return func(p place) error { return p.with(name, func(f *smb2.File) error { return do(p, f) }) }
+}
+
+// from has something done with two files, of which only the second may be changed.
+func from(source, name string, do func(_ place, source, f *smb2.File) error) func(place) error {
+	return on(source, func(p place, other *smb2.File) error {
+		return p.with(name, func(f *smb2.File) error { return do(p, other, f) })
+	})
 }
 
 // fails is for what must be refused.
@@ -168,7 +177,23 @@ func replays() []replay {
 		{"allocate", on("file", func(p place, f *smb2.File) error { return f.SetAllocation(p.ctx, 1<<20) }), overwritten},
 		{"allocate nothing", on("file", func(p place, f *smb2.File) error { return f.SetAllocation(p.ctx, 0) }), overwritten},
 
+		{"zero", on("file", func(p place, f *smb2.File) error { return f.Zero(p.ctx, 0, 3) }), overwritten},
+		{"copy on the server", from("victim", "file", func(p place, from, f *smb2.File) error { return f.Copy(p.ctx, from, 4) }), overwritten},
+		{"overwrite with attributes", open("file", smb2.CreateParams{Disposition: smb2.DispositionOverwrite, Attributes: smb2.AttributeHidden}),
+			overwritten},
+		{"overwrite what has streams", open("streams", smb2.CreateParams{Disposition: smb2.DispositionOverwrite}),
+			one("MODIFIED streams", contents|smb2.FilterStreamName)},
+
 		// Times and attributes, each at once.
+		{"set sparse, and not", func(p place) error { // before 7.3 every file is from the beginning
+			return p.opened(smb2.CreateParams{Name: p.smb("new"), Disposition: smb2.DispositionCreate}, func(f *smb2.File) error {
+				return errors.Join(f.SetSparse(p.ctx, true), f.SetSparse(p.ctx, false))
+			})
+		}, append(slices.Clone(created), told{"MODIFIED new", attribute})},
+		{"set last write of a directory", basic("dir", smb2.Basic{LastWrite: future}), one("MODIFIED dir", smb2.FilterLastWrite)},
+		{"set creation of a directory", basic("dir", smb2.Basic{Creation: future}), one("MODIFIED dir", smb2.FilterCreation)},
+		{"remove an EA", on("streams", func(p place, f *smb2.File) error { return f.SetEA(p.ctx, "THERE", "") }), one("MODIFIED streams", smb2.FilterEA)},
+		{"remove an EA that is not there", on("streams", func(p place, f *smb2.File) error { return f.SetEA(p.ctx, "NONE", "") }), nil},
 		{"set last access", basic("file", smb2.Basic{LastAccess: future}), one("MODIFIED file", smb2.FilterLastAccess)},
 		{"set last access of a directory", basic("dir", smb2.Basic{LastAccess: future}), one("MODIFIED dir", smb2.FilterLastAccess)},
 		{"set all times", basic("file", smb2.Basic{Creation: future, LastAccess: future, LastWrite: future, Change: future}),
@@ -236,6 +261,15 @@ func replays() []replay {
 		{"read a stream", on("streams:there", func(p place, f *smb2.File) error { _, err := f.Read(p.ctx, 0, 1); return err }), nil},
 		{"write to a stream", on("streams:there", func(p place, f *smb2.File) error { return f.Write(p.ctx, 0, []byte("other")) }),
 			one("MODIFIED streams", smb2.FilterStreamSize|smb2.FilterStreamWrite)},
+		{"make a stream longer", on("streams:there", func(p place, f *smb2.File) error { return f.SetSize(p.ctx, 50) }),
+			one("MODIFIED streams", smb2.FilterStreamSize|smb2.FilterStreamWrite)},
+		{"make a stream empty", on("streams:there", func(p place, f *smb2.File) error { return f.SetSize(p.ctx, 0) }),
+			one("MODIFIED streams", smb2.FilterStreamSize|smb2.FilterStreamWrite)},
+		{"a stream as long as it was", on("streams:there", func(p place, f *smb2.File) error { return f.SetSize(p.ctx, 5) }), nil},
+		{"open-if of a stream", open("streams:there", smb2.CreateParams{Disposition: smb2.DispositionOpenIf}), nil},
+		{"rename a stream", on("streams:there", func(p place, f *smb2.File) error { return f.Rename(p.ctx, ":new", false) }),
+			one("MODIFIED streams", smb2.FilterStreamName)},
+		{"set creation through a stream", basic("streams:there", smb2.Basic{Creation: future}), one("MODIFIED streams", smb2.FilterCreation)},
 		{"remove a stream", open("streams:there", smb2.CreateParams{Disposition: smb2.DispositionOpen, Options: smb2.OptionDeleteOnClose}),
 			one("MODIFIED streams", smb2.FilterStreamName)},
 	}
@@ -260,6 +294,7 @@ func replayOne(t *testing.T, r replay, actor, tree *smb2.Tree) {
 	p.prepare()
 	w.touch("watched/streams")
 	w.ok(os.Chown(p.at("streams"), uid1, uid1))
+	w.ok(unix.Setxattr(p.at("streams"), "user.THERE", []byte("value"), 0))
 	w.ok(p.opened(smb2.CreateParams{Name: p.smb("streams:there"), Disposition: smb2.DispositionCreate}, func(f *smb2.File) error {
 		return f.Write(w.ctx, 0, []byte("hello"))
 	}))

@@ -215,6 +215,49 @@ func (f *File) Flush(ctx context.Context) error {
 	return err
 }
 
+// control has a control code done, MS-SMB2 2.2.31, and gives its output.
+func (f *File) control(ctx context.Context, code uint32, in []byte) ([]byte, error) {
+	r, err := f.do(ctx, Ioctl, pack(uint16(57), uint16(0), code, f.ID, uint32(headerLen+56), uint32(len(in)), uint32(0),
+		uint32(0), uint32(0), uint32(4096), uint32(1), uint32(0), in))
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Body) < 40 {
+		return nil, fmt.Errorf("IOCTL: %w", errShort)
+	}
+	off, length := int(le.Uint32(r.Body[32:])), int(le.Uint32(r.Body[36:]))
+	if off > len(r.raw) || length > len(r.raw)-off {
+		return nil, fmt.Errorf("IOCTL: %w", errShort)
+	}
+	return r.raw[off : off+length], nil
+}
+
+// SetSparse sets or clears FILE_ATTRIBUTE_SPARSE_FILE, MS-FSCC 2.3.69.
+func (f *File) SetSparse(ctx context.Context, sparse bool) error {
+	_, err := f.control(ctx, 0x900c4, pack(sparse))
+	return err
+}
+
+// Zero fills a range with zeros, its bounds in bytes, MS-FSCC 2.3.71.
+func (f *File) Zero(ctx context.Context, from, to uint64) error {
+	_, err := f.control(ctx, 0x980c8, pack(from, to))
+	return err
+}
+
+// Copy has the server copy n bytes from the beginning of another file to that of this one,
+// MS-SMB2 3.3.5.15.6.
+func (f *File) Copy(ctx context.Context, from *File, n uint32) error {
+	key, err := from.control(ctx, 0x140078, nil)
+	if err != nil {
+		return err
+	}
+	if len(key) < 24 {
+		return fmt.Errorf("resume key: %w", errShort)
+	}
+	_, err = f.control(ctx, 0x1440f2, pack(key[:24], uint32(1), uint32(0), uint64(0), uint64(0), n, uint32(0)))
+	return err
+}
+
 // Query asks for a file information class, MS-SMB2 2.2.37.
 func (f *File) Query(ctx context.Context, class uint8) error {
 	_, err := f.do(ctx, QueryInfo, pack(uint16(41), uint8(1), class, uint32(4096), uint16(0), uint16(0), uint32(0), uint32(0),

@@ -25,6 +25,7 @@ const (
 	Flush          Command = 7
 	Read           Command = 8
 	Write          Command = 9
+	Ioctl          Command = 11
 	Cancel         Command = 12
 	Echo           Command = 13
 	QueryDirectory Command = 14
