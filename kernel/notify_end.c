@@ -147,7 +147,9 @@ void ksmbd_notify_session_expired(struct ksmbd_session *sess)
 	unsigned int id;
 
 	read_lock(&ft->lock);
-	idr_for_each_entry(ft->idr, fp, id)
-		ksmbd_notify_disconnect(fp);
+	/* One that is just being replaced has no table any more. */
+	if (ft->idr)
+		idr_for_each_entry(ft->idr, fp, id)
+			ksmbd_notify_disconnect(fp);
 	read_unlock(&ft->lock);
 }
