@@ -208,6 +208,35 @@ func TestDurable(t *testing.T) {
 	lost(c, conns)
 }
 
+// TestLeasedDirectory: a client that has a directory open and does not share its deletion has it stay, until it closes it. One
+// that keeps the handle for its lease alone is asked to give it up.
+func TestLeasedDirectory(t *testing.T) {
+	reconfigure(t, leaseOptions(true))
+	begin(t)
+	w := newWire(t, long)
+	w.mkdir("dir")
+	_, tree := w.connect(smb2.Options{ClientGUID: [16]byte{1}})
+	_, other := w.connect2()
+	p := smb2.CreateParams{Name: w.path("dir"), Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory, KeepsName: true}
+	remove := smb2.CreateParams{Name: p.Name, Access: smb2.AccessDelete, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory}
+
+	open := w.create(tree, p)
+	if _, err := other.Create(w.ctx, remove); !errors.Is(err, smb2.StatusSharingViolation) {
+		t.Errorf("with the directory open elsewhere: %v", err)
+	}
+	w.ok(open.Close(w.ctx))
+
+	p.Oplock, p.Contexts = smb2.OplockLease, []smb2.Context{smb2.LeaseContext([16]byte{2})}
+	kept := w.create(tree, p)
+	closed := make(chan error, 1)
+	go func() { closed <- closeWhenAsked(w.ctx, kept) }()
+	f, err := other.Create(w.ctx, remove)
+	w.ok(err)
+	w.ok(<-closed)
+	w.ok(f.Delete(w.ctx))
+	w.ok(f.Close(w.ctx))
+}
+
 // TestLargest: a buffer of 8 MiB, the most that ksmbd can be told to allow, may come back full.
 func TestLargest(t *testing.T) {
 	reconfigure(t, "\tsmb2 max trans = 8388608\n")

@@ -37,13 +37,14 @@ const (
 	OplockLease uint8 = 0xff
 )
 
-// CreateParams are those of a CREATE request. Everything is shared.
+// CreateParams are those of a CREATE request. Everything is shared, if it does not say otherwise.
 type CreateParams struct {
 	Name        string // relative to the share, with backslashes; empty is its root
 	Access      uint32
 	Disposition uint32
 	Options     uint32
 	Oplock      uint8
+	KeepsName   bool   // deletion and renaming are not shared
 	Attributes  uint32 // of what is created, MS-FSCC 2.6
 	Contexts    []Context
 	NoContexts  bool // an offset of contexts, of a length of 0
@@ -107,12 +108,16 @@ func (t *Tree) CreateRequest(p CreateParams) *Request {
 	} else if p.NoContexts {
 		contextOff = uint32(headerLen + 56 + len(name))
 	}
-	const impersonation, share = 2, 7
+	const impersonation, shareDelete = 2, 4
+	share := uint32(7)
+	if p.KeepsName {
+		share &^= shareDelete
+	}
 	return &Request{
 		Command: Create,
 		TreeID:  t.ID,
 		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), p.Access, p.Attributes,
-			uint32(share), p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(contexts)),
+			share, p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(contexts)),
 			name, contexts),
 	}
 }

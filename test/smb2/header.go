@@ -68,6 +68,7 @@ const (
 	StatusInvalidParameter       Status = 0xc000000d
 	StatusMoreProcessingRequired Status = 0xc0000016
 	StatusAccessDenied           Status = 0xc0000022
+	StatusSharingViolation       Status = 0xc0000043
 	StatusObjectNameNotFound     Status = 0xc0000034
 	StatusDeletePending          Status = 0xc0000056
 	StatusInsufficientResources  Status = 0xc000009a
@@ -87,6 +88,7 @@ func (s Status) String() string {
 		StatusInvalidParameter:       "INVALID_PARAMETER",
 		StatusMoreProcessingRequired: "MORE_PROCESSING_REQUIRED",
 		StatusAccessDenied:           "ACCESS_DENIED",
+		StatusSharingViolation:       "SHARING_VIOLATION",
 		StatusObjectNameNotFound:     "OBJECT_NAME_NOT_FOUND",
 		StatusDeletePending:          "DELETE_PENDING",
 		StatusInsufficientResources:  "INSUFFICIENT_RESOURCES",
