@@ -154,6 +154,7 @@ port:
 
 fuzz:
 	@$(packages) $(PACKAGES_UNIT)
+	@mkdir -p build
 	@go test ./fanotify -run TestConverge -timeout 2h -v -converge $(FUZZ) | tee build/fuzz.log | grep -E 'operations|^ *--- (FAIL|PASS)|diverged'
 	@awk '/ operations, / { n += $$2 } END { print "fuzz: " n " operations, none diverged" }' build/fuzz.log
 
