@@ -4,6 +4,7 @@ package fanotify
 
 import (
 	"golang.org/x/sys/unix"
+	"time"
 )
 
 // dispatch tells the watches of what is in the batch.
@@ -165,8 +166,8 @@ func (fs *filesystem) dispatch(e *event) {
 		// A file that the kernel has no name for, opened by its handle as an NFS server
 		// does. ATTRIB alone has no meaning here: the kernel makes one whenever a file loses
 		// a name, to an unlink or to a rename over it.
-		if ops := opsOf(e.mask) &^ Attrib; ops != 0 {
-			fs.lost(ops, false)
+		if ops := opsOf(e.mask) &^ Attrib; ops != 0 && (e.fid == nil || !fs.how.whole() || fs.hasName(e.fid)) {
+			fs.somewhere(ops, false)
 		}
 	case string(e.at.name) == ".":
 		fs.self(e)
@@ -193,11 +194,11 @@ func (fs *filesystem) entry(e *event) {
 		if isDir && ops&(Create|Delete) == Delete {
 			fs.emptied(fs.nodes[string(e.fid)])
 		}
-		if !fs.nameless(e, s, dir, ops) {
+		if !fs.nameless(e, dir, ops) {
 			fs.tellEntry(e, s, dir, ops)
 		}
 	} else if fs.linkedIn(e, dir, ops) {
-		fs.lost(ops, true)
+		fs.somewhere(ops, true)
 	}
 	if isDir && ops&Delete != 0 {
 		fs.removedEntry(e, dir, ops)
@@ -531,6 +532,36 @@ func (fs *filesystem) lost(ops Op, singles bool) {
 		s := &fs.g.nesting
 		s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
 		s.lose(ops)
+	}
+}
+
+// spare is for how long nobody is told again of what changed somewhere.
+const spare = time.Second
+
+// unplaced is what has changed somewhere, under a name that nobody knows.
+type unplaced struct {
+	told   time.Time // when that was told last
+	ops    Op        // of what was not told since
+	single Op        // of that, what concerns also those who watch a single directory
+}
+
+// somewhere tells that to all who ask for ops, as lost does: at once, and as long as more
+// comes no more often than once in spare. Anybody could have all list anew all the time, else.
+func (fs *filesystem) somewhere(ops Op, singles bool) {
+	fs.unplaced.ops |= ops
+	if singles {
+		fs.unplaced.single |= ops
+	}
+	fs.tellUnplaced()
+}
+
+// tellUnplaced tells what changed somewhere, if it is time to.
+func (fs *filesystem) tellUnplaced() {
+	u := &fs.unplaced
+	if now := time.Now(); u.ops != 0 && now.Sub(u.told) >= fs.g.spare {
+		fs.lost(u.ops, false)
+		fs.lost(u.single, true)
+		*u = unplaced{told: now}
 	}
 }
 

@@ -51,6 +51,7 @@ type filesystem struct {
 	linked    recent[int]    // how many names a file was given; where handles cannot be opened, and has
 	unlinked  recent[uint64] // names that files have lost, and where in the queue that was told
 	left      uint64         // where in the queue a directory was told last to have gone out of sight
+	unplaced  unplaced
 }
 
 // A fsKey names a filesystem. One that cannot be marked as a whole is there twice, once for

@@ -99,6 +99,7 @@ type Group struct {
 	maxNodes    int
 	maxMarks    int
 	retryAfter  time.Duration
+	spare       time.Duration
 	retry       atomic.Pointer[time.Time] // when Drain is to be called though nothing happened
 	inherited   []byte                    // the marks that came with the first queue, see Inherit
 	inheriting  bool                      // the watches of that are being opened anew
@@ -146,7 +147,7 @@ type queue struct {
 // It needs CAP_SYS_ADMIN and Linux 5.17.
 func Open(log *slog.Logger) (*Group, error) {
 	g := &Group{
-		log: log, maxNodes: maxNodes, maxMarks: maxMarks, retryAfter: retryAfter,
+		log: log, maxNodes: maxNodes, maxMarks: maxMarks, retryAfter: retryAfter, spare: spare,
 		filesystems: make(map[fsKey]*filesystem), refused: make(map[string]time.Time), points: make(map[int]*point),
 		replaced: replacements{make(map[int32]replacement), make(map[int]bool)},
 	}
@@ -336,6 +337,9 @@ func (g *Group) Drain() error {
 	g.batch++
 	g.takeApart()
 	g.tellOwed()
+	for _, fs := range g.filesystems {
+		fs.tellUnplaced()
+	}
 	for i := 0; i < len(g.queues); i++ { // what is told may replace a queue
 		g.queue = g.queues[i]
 		g.batch++
@@ -363,6 +367,9 @@ func (g *Group) schedule() {
 	for _, fs := range g.filesystems {
 		if at.IsZero() || !fs.retry.IsZero() && fs.retry.Before(at) {
 			at = fs.retry
+		}
+		if due := fs.unplaced.told.Add(g.spare); fs.unplaced.ops != 0 && (at.IsZero() || due.Before(at)) {
+			at = due
 		}
 		now = now || len(fs.doubts) > 0
 	}

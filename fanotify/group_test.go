@@ -453,7 +453,14 @@ func TestNameless(t *testing.T) {
 	w, told := watchTest(t, g, dir, true, Create|Modify|Attrib)
 	_, single := watchTest(t, g, dir, false, Create|Modify|Attrib)
 	_, other := watchTest(t, g, dir, true, Create)
-	fid := info{unix.FAN_EVENT_INFO_TYPE_FID, testHandle, ""}
+	touch(t, dir+"/f")
+	file, _, err := handleAt(unix.AT_FDCWD, dir+"/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	*told, *single, *other = nil, nil, nil
+	fid, gone := info{unix.FAN_EVENT_INFO_TYPE_FID, file, ""}, info{unix.FAN_EVENT_INFO_TYPE_FID, testHandle, ""}
 	at := func(name string) info { return info{unix.FAN_EVENT_INFO_TYPE_DFID_NAME, testHandle, name} }
 	for _, c := range []struct {
 		what string
@@ -461,6 +468,7 @@ func TestNameless(t *testing.T) {
 		want []string
 	}{
 		{"a write through a handle", encode(unix.FAN_MODIFY, w.fs.id, fid), []string{"overflow"}},
+		{"that is gone", encode(unix.FAN_MODIFY, w.fs.id, gone), nil},
 		{"a link less", encode(unix.FAN_ATTRIB, w.fs.id, fid), nil},
 		{"a directory that is gone", encode(unix.FAN_MODIFY, w.fs.id, at("f")), []string{"overflow"}},
 		{"attributes of it", encode(unix.FAN_ATTRIB|unix.FAN_ONDIR, w.fs.id, at(".")), nil},

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -157,6 +158,74 @@ func TestUnlinkedLater(t *testing.T) {
 				wantTold(t, tree, c.want...)
 				wantTold(t, single, c.want...)
 			}
+		})
+	}
+}
+
+// What changes under a name that nobody knows is told at once, and as long as that goes on once
+// a second. A file without any name is nobody's.
+func TestSomewhere(t *testing.T) {
+	ways := map[string]func(dir string) (fd int, err error){
+		"by handle": func(dir string) (int, error) { return openByHandle(dir, dir+"/home/f") },
+		"another name": func(dir string) (int, error) {
+			f := dir + "/share/f"
+			fd, err := unix.Open(f, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+			return fd, errJoin(err, os.Link(f, dir+"/home/l"), os.Remove(f))
+		},
+	}
+	for what, open := range ways {
+		t.Run(what, func(t *testing.T) {
+			dir := mountTest(t, "ext4")
+			if err := errJoin(os.Mkdir(dir+"/share", 0o755), os.Mkdir(dir+"/home", 0o755), write(dir+"/home/f")); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			defer g.Close()
+			spare := time.Second / 4
+			g.spare = spare
+			w, told := watchTest(t, g, dir+"/share", true, allOps)
+			fd, err := open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			drain(t, g)
+			*told = nil
+			began, writes := time.Now(), 0
+			for ; len(*told) == 0 && time.Since(began) < spare/2; writes++ {
+				if _, err := unix.Write(fd, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				if writes == 0 {
+					wantTold(t, told, "overflow")
+				}
+			}
+			// What came last has yet to be told: the next daemon would not know of it.
+			if _, ok := w.Handover(); ok {
+				t.Error("nothing is left to be told")
+			}
+			for len(*told) == 0 && time.Since(began) < 40*spare {
+				if _, err := g.WaitUntil(time.Now().Add(spare)); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+			}
+			wantTold(t, told, "overflow")
+			t.Logf("%d writes, %v", writes, time.Since(began))
+			if _, ok := w.Handover(); !ok {
+				t.Error("something is left to be told")
+			}
+
+			time.Sleep(spare)
+			if err := errJoin(os.RemoveAll(dir+"/home"), os.Mkdir(dir+"/home", 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Write(fd, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			wantTold(t, told)
 		})
 	}
 }

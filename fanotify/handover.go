@@ -48,15 +48,15 @@ func (g *Group) Detach() (*os.File, error) {
 
 // Handover says what is mounted below a watch tree and watched with it, so that
 // it can be compared, and whether all its marks are in the queue that Detach
-// returns.
+// returns, and nothing is to be told later.
 func (w *Watch) Handover() (mounts []string, ok bool) {
 	g := w.fs.g
-	ok = w.fs.queue == g.queues[0]
+	ok = w.fs.queue == g.queues[0] && w.fs.unplaced.ops == 0
 	for _, p := range g.points {
 		if !w.sees(p) {
 			continue
 		}
-		ok = ok && p.lower != nil && p.lower.queue == g.queues[0]
+		ok = ok && p.lower != nil && p.lower.queue == g.queues[0] && p.lower.unplaced.ops == 0
 		mounts = append(mounts, fmt.Sprintf("%d %d %q", p.is.ID, p.is.Unique, p.mount.Point))
 	}
 	slices.Sort(mounts)

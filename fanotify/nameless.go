@@ -53,7 +53,7 @@ func linkKey(dir *node, name []byte, file handle) uint64 {
 
 // nameless says whether the name of the event at hand, in dir, is not its file's. If
 // that has another name, which may be anywhere, all who ask for ops are told of an Overflow.
-func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
+func (fs *filesystem) nameless(e *event, dir *node, ops Op) bool {
 	if e.mask&unix.FAN_ONDIR != 0 || e.fid == nil {
 		return false
 	}
@@ -72,8 +72,7 @@ func (fs *filesystem) nameless(e *event, s *scope, dir *node, ops Op) bool {
 	}
 	named := fs.hasName(e.fid)
 	if named {
-		s.lose(ops)
-		fs.lost(ops, true)
+		fs.somewhere(ops, true)
 	}
 	return named || temporary || fs.how.whole() // else it may have another name for long
 }

@@ -169,6 +169,7 @@ func openTest(t testing.TB) *Group {
 		}
 		t.Fatal(err)
 	}
+	g.spare = 0 // all is told at once
 	t.Cleanup(func() { g.Close() })
 	return g
 }

@@ -112,23 +112,27 @@ func mapped(name string) error {
 // byHandle writes to a file that nobody has looked up by its name since the filesystem
 // was mounted, or that looks like that.
 func byHandle(d, name string) error {
-	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, name, 0)
-	if err != nil {
-		return err
-	}
-	at, err := unix.Open(d, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(at)
-	os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0)
-	fd, err := unix.OpenByHandleAt(at, h, unix.O_WRONLY|unix.O_CLOEXEC)
+	fd, err := openByHandle(d, name)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	_, err = unix.Write(fd, []byte("x"))
 	return err
+}
+
+func openByHandle(d, name string) (fd int, err error) {
+	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, name, 0)
+	if err != nil {
+		return -1, err
+	}
+	at, err := unix.Open(d, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(at)
+	os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0)
+	return unix.OpenByHandleAt(at, h, unix.O_WRONLY|unix.O_CLOEXEC)
 }
 
 // TestWays: each way in which a file changes is told under its name, and nothing else is, but
