@@ -361,7 +361,7 @@ func (fs *filesystem) correct(d *difference) {
 		return
 	case !present && d.is != nil && !fs.stale:
 		return // nothing has merged: what took the directory away waits unread, and what left it before
-	case d.nowDir() && d.isDir && !d.merged && !d.present: // exchanged perhaps, with all that is below
+	case d.nowDir() && !d.present && !d.expected: // it came by a rename that was merged with one before, with all that is below
 		fs.mixed(d.dir, string(d.name))
 	}
 	if fs.expecting {
