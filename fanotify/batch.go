@@ -3,8 +3,9 @@
 package fanotify
 
 import (
-	"golang.org/x/sys/unix"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // dispatch tells the watches of what is in the batch.
