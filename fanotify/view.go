@@ -144,10 +144,10 @@ func (v *view) above(h string) (handle, string, error) {
 			return nil, "", errGone
 		}
 		if mountID != id || string(parent) == h {
-			if isMountRoot(fd) || string(parent) == h {
+			if isMountRoot(fd) || mountID == id {
 				return nil, "", errOutside
 			}
-			return nil, path.Base(before), errCovered
+			return nil, path.Base(before), errCovered // perhaps by h itself
 		}
 		after, err := os.Readlink(link)
 		if before == "" && isTooLong(err) {
