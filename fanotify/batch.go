@@ -166,8 +166,8 @@ func (fs *filesystem) dispatch(e *event) {
 	case e.at.dir == nil:
 		// A file that the kernel has no name for, opened by its handle as an NFS server
 		// does. ATTRIB alone has no meaning here: the kernel makes one whenever a file loses
-		// a name, to an unlink or to a rename over it.
-		if ops := opsOf(e.mask) &^ Attrib; ops != 0 && (e.fid == nil || !fs.how.whole() || fs.hasName(e.fid)) {
+		// a name, to an unlink or to a rename over it. What all are to be told of anyway needs no look.
+		if ops := opsOf(e.mask) &^ Attrib; ops&^fs.unplaced.ops != 0 && (e.fid == nil || !fs.how.whole() || fs.hasName(e.fid)) {
 			fs.somewhere(ops, false)
 		}
 	case string(e.at.name) == ".":
@@ -231,13 +231,13 @@ func (fs *filesystem) tellEntry(e *event, s *scope, dir *node, ops Op) {
 		s.tell(c)
 	}
 	if ops&(Create|Delete) != 0 {
-		d := doubt{name: name, present: ops&Delete == 0, isDir: isDir, merged: ops&Create != 0 && ops&Delete != 0}
+		d := doubt{name: name, present: ops&Delete == 0, isDir: isDir}
 		if isDir {
 			d.is = fs.nodes[string(e.fid)]
 		} else {
 			d.file = e.fid
 		}
-		fs.believe(dir, d, d.merged)
+		fs.believe(dir, d, ops&Create != 0 && ops&Delete != 0) // in whichever order
 	}
 }
 
@@ -536,7 +536,8 @@ func (fs *filesystem) lost(ops Op, singles bool) {
 	}
 }
 
-// spare is for how long nobody is told again of what changed somewhere.
+// spare is for how long nobody is told again that something changed under a name that
+// nobody knows.
 const spare = time.Second
 
 // unplaced is what has changed somewhere, under a name that nobody knows.

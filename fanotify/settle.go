@@ -28,7 +28,6 @@ type doubt struct {
 	present  bool   // what was told last
 	expected bool   // it was found by a walk, and not told yet
 	isDir    bool
-	merged   bool   // it was created and removed, in whichever order
 	is       *node  // the directory that has the name, if that is known
 	file     handle // the file that all events were of: that it is gone confirms that the name is
 	sure     bool   // it was only created, or only removed
@@ -120,7 +119,7 @@ func (fs *filesystem) expect(dir *node, name string, isDir bool) {
 		return
 	}
 	fs.expecting = true
-	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, merged: true, expected: true}, true)
+	fs.believe(dir, doubt{name: []byte(name), isDir: isDir, expected: true}, true)
 }
 
 // reveal tells the watches in s that name was made in dir, if a walk found it and
@@ -361,7 +360,8 @@ func (fs *filesystem) correct(d *difference) {
 		return
 	case !present && d.is != nil && !fs.stale:
 		return // nothing has merged: what took the directory away waits unread, and what left it before
-	case d.nowDir() && !d.present && !d.expected: // it came by a rename that was merged with one before, with all that is below
+	case d.nowDir() && !d.present && !d.expected:
+		// A rename brought it here, with all that is below, and was merged with an earlier one.
 		fs.mixed(d.dir, string(d.name))
 	}
 	if fs.expecting {

@@ -147,7 +147,7 @@ func (v *view) above(h string) (handle, string, error) {
 			if isMountRoot(fd) || mountID == id {
 				return nil, "", errOutside
 			}
-			return nil, path.Base(before), errCovered // perhaps by h itself
+			return nil, path.Base(before), errCovered // by anything, even by h itself
 		}
 		after, err := os.Readlink(link)
 		if before == "" && isTooLong(err) {

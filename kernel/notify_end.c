@@ -147,7 +147,7 @@ void ksmbd_notify_session_expired(struct ksmbd_session *sess)
 	unsigned int id;
 
 	read_lock(&ft->lock);
-	/* One that is just being replaced has no table any more. */
+	/* A session that is just being replaced has lost its table. */
 	if (ft->idr)
 		idr_for_each_entry(ft->idr, fp, id)
 			ksmbd_notify_disconnect(fp);
