@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/fanotify/mounts"
 	"ksmbd-notifyd/ipc"
 )
 
@@ -523,28 +525,26 @@ type tried struct {
 // not for people.
 const tryOne = "try-share"
 
-// tryElsewhere tries a share in such a process: what waits for a FUSE program that is
-// stuck may not be killed, and nobody waits for it here.
+// tryElsewhere tries a share in such a process, and what is mounted below it after that.
 func tryElsewhere(limit time.Duration, path, tools string) tried {
-	cmd := exec.Command("/proc/self/exe", tryOne, path, tools)
-	var answer bytes.Buffer
-	cmd.Stdout = &answer
-	if err := cmd.Start(); err != nil {
+	t, err := elsewhere[tried](context.Background(), limit, tryOne, path, tools)
+	switch {
+	case errors.Is(err, errNoAnswer):
+		return tried{Why: fmt.Sprintf("%s: it has not answered in %v: %s", printable(path), limit, whyStuck)}
+	case err != nil:
 		return tried{Why: fmt.Sprintf("%s: trying it failed: %v", printable(path), err)}
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		var t tried
-		if err = cmp.Or(err, json.Unmarshal(answer.Bytes(), &t)); err != nil {
-			t.Why = fmt.Sprintf("%s: trying it failed: %v", printable(path), err)
-		}
+	case t.How == "" || len(placesBelow(path)) == 0:
 		return t
-	case <-time.After(limit):
-		cmd.Process.Kill()
-		return tried{Why: fmt.Sprintf("%s: it, or what is mounted below it, has not answered in %v: a FUSE program, a server or a disk is stuck", printable(path), limit)}
 	}
+	silent, err := elsewhere[[]place](context.Background(), answerWithin+time.Second, lookBelow, path)
+	if err != nil {
+		return tried{Why: fmt.Sprintf("%s: trying what is mounted below it failed: %v", printable(path), err)}
+	}
+	for _, p := range silent {
+		t.How += fmt.Sprintf("; nothing of %s, %s, which has not answered in %v: %s", printable(p.Path), p.Kind, answerWithin, whyStuck)
+		t.Note = true
+	}
+	return t
 }
 
 // runTry is the command tryOne.
@@ -586,6 +586,9 @@ func tryShare(group *fanotify.Group, path string) (how string, note bool, err er
 		}
 		dir := os.NewFile(uintptr(fd), path)
 		kind, _ = ipc.FilesystemOf(dir)
+		if !ipc.MayHang(kind) { // what may below it is watched by another process, as by the daemon
+			group.Leave(ipc.MayHang, func(dir *os.File, _ mounts.Mount) fanotify.Apart { dir.Close(); return nobody{} })
+		}
 		w, err = group.Watch(dir, tree, ipc.All.Ops(), func(fanotify.Change) {})
 		return w, kind, err
 	}
@@ -612,6 +615,12 @@ func tryShare(group *fanotify.Group, path string) (how string, note bool, err er
 	}
 	return "", false, fmt.Errorf("%s, %s: %s: %w: move the share to ext4, xfs or btrfs", where, kind, told, err)
 }
+
+// nobody watches a mount that a Group leaves alone.
+type nobody struct{}
+
+func (nobody) Take(func(fanotify.Change)) {}
+func (nobody) Close() error               { return nil }
 
 // article puts one before the name of a strategy, unless it is of many.
 func article(strategy string) string {

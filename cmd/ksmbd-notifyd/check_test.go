@@ -382,14 +382,21 @@ func TestCheckMistakes(t *testing.T) {
 	}
 }
 
-// A share that hangs costs its own line, and check ends.
-func TestCheckStuckShare(t *testing.T) {
-	g := newMachine(t)
-	dir := filepath.Join(g.root, "stuck")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+// stuckAt mounts a FUSE filesystem, whose program does not answer from now on.
+func stuckAt(t *testing.T, dir string) {
+	t.Helper()
+	if err := mountFUSE(t, tmpfs(t), dir).Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	server := exec.Command("bindfs", "-f", tmpfs(t), dir)
+}
+
+// mountFUSE mounts a FUSE filesystem that shows what is in another directory.
+func mountFUSE(t *testing.T, from, dir string) (server *exec.Cmd) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	server = exec.Command("bindfs", "-f", from, dir)
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -405,10 +412,18 @@ func TestCheckStuckShare(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("KSMBD_NOTIFYD_TEST_RUN", "1")
+	return server
+}
+
+// A share that hangs costs its own line, and check ends. What hangs below a share
+// costs what is told of that.
+func TestCheckStuckShare(t *testing.T) {
+	g := newMachine(t)
+	dir := filepath.Join(g.root, "stuck")
+	share := g.mount("share", "tmpfs", "")
+	stuckAt(t, dir)
+	stuckAt(t, share+"/a/b\nc")
+	stuckAt(t, share+"/d")
 	g.try = func(path, tools string) tried {
 		limit := time.Minute
 		if path == dir {
@@ -416,11 +431,14 @@ func TestCheckStuckShare(t *testing.T) {
 		}
 		return tryElsewhere(limit, path, tools)
 	}
-	g.write("ksmbd.conf", "[Stuck]\npath = "+dir+"\n[Docs]\npath = /dev/shm\n[None]\npath = /nowhere\n")
+	g.write("ksmbd.conf", "[Stuck]\npath = "+dir+"\n[Docs]\npath = /dev/shm\n[None]\npath = /nowhere\n[Below]\npath = "+share+"\n")
 	got, ok := g.checked()
+	silent := ", fuse, which has not answered in 5s: " + whyStuck
 	for _, want := range []string{
-		"FAIL  share     Stuck: " + dir + ": it, or what is mounted below it, has not answered in 1s: a FUSE program, a server or a disk is stuck\n",
+		"FAIL  share     Stuck: " + dir + ": it has not answered in 1s: a FUSE program, a server or a disk is stuck\n",
 		"ok    share     Docs: /dev/shm, ", "FAIL  share     None: /nowhere: no such file or directory",
+		"note  share     Below: " + share + ", tmpfs: all changes are told, by a filesystem mark, but of \"" + share + "/a/b\\nc\", fuse, only what goes through that mount; " +
+			"nothing of \"" + share + "/a/b\\nc\"" + silent + "; nothing of " + share + "/d" + silent + "\n",
 	} {
 		if ok || !strings.Contains(got, want) {
 			t.Errorf("%v, got\n%swant %s", ok, got, want)

@@ -81,6 +81,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return finish(stderr, runGroup(stderr))
 	case len(rest) == 3 && rest[0] == tryOne:
 		return runTry(rest[1], rest[2], stdout, stderr)
+	case len(rest) == 2 && (rest[0] == lookAt || rest[0] == lookBelow):
+		return runLook(rest[0], rest[1], stdout, stderr)
 	case len(rest) > 0 && rest[0] == "status":
 		return runStatus(rest[1:], stdout, stderr)
 	case len(rest) > 0 && rest[0] == "trace":

@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 	}
+	os.Setenv("KSMBD_NOTIFYD_TEST_RUN", "1") // for the processes that it starts
 	os.Exit(m.Run())
 }
 
@@ -194,6 +195,67 @@ func TestOneClearLine(t *testing.T) {
 			t.Errorf("%q: stdout %q, stderr %q", test.args, &stdout, &stderr)
 		}
 	}
+}
+
+// Where nobody answers there is one line too, and whoever does not wait for it need not.
+func TestWatchStuck(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "stuck")
+	stuckAt(t, dir)
+	if err := os.Symlink(dir, dir+".link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{dir, dir + "/below", dir + ".link"} {
+		var out bytes.Buffer
+		cmd := program(0, "watch", name)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		want := "ksmbd-notifyd: " + name + " has not answered in 5s: a FUSE program, a server or a disk is stuck\n"
+		if err := cmd.Run(); cmd.ProcessState.ExitCode() != 1 || out.String() != want {
+			t.Errorf("%v, %q, want %q", err, &out, want)
+		}
+	}
+	cmd := program(0, "watch", dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond) // whenever it comes
+	start := time.Now()
+	cmd.Process.Signal(syscall.SIGINT)
+	if err := cmd.Wait(); time.Since(start) > answerWithin/2 {
+		t.Errorf("%v after SIGINT: %v", time.Since(start), err)
+	}
+}
+
+// What gets stuck while it is watched is told of, and Ctrl-C ends it.
+func TestWatchGetsStuck(t *testing.T) {
+	dir, under := filepath.Join(t.TempDir(), "dir"), tmpfs(t)
+	server := mountFUSE(t, under, dir)
+	cmd := program(0, "watch", "-r", dir)
+	out, errs := newOutput(), newOutput()
+	cmd.Stdout, cmd.Stderr = out, errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line := errs.next(t); line != "watching "+dir {
+		t.Fatal(line)
+	}
+	shell(t, dir, "mkdir a")
+	if line := out.next(t); line != "ADDED             a" {
+		t.Error(line)
+	}
+	// What is looked at when it is made: the server stops right then.
+	server.Process.Signal(syscall.SIGSTOP)
+	stuck := exec.Command("sh", "-c", "mkdir "+dir+"/b; mkdir "+dir+"/b/c")
+	if err := stuck.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	start := time.Now()
+	cmd.Process.Signal(syscall.SIGINT)
+	if err := cmd.Wait(); err != nil || time.Since(start) > answerWithin {
+		t.Errorf("%v after SIGINT: %v", time.Since(start), err)
+	}
+	server.Process.Signal(syscall.SIGCONT)
+	stuck.Wait()
 }
 
 // runWithout runs on a thread of its own, without capabilities.

@@ -120,7 +120,13 @@ func watch(ctx context.Context, log *slog.Logger, c *client) error {
 	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
-	open := ipc.OpenFanotify(quieter(log))
+	if err := answers(ctx, c.dir); err != nil {
+		if ctx.Err() != nil {
+			err = nil // it was told to end
+		}
+		return err
+	}
+	open := opener(c.msg, log)
 	if err := tryFanotify(open); err != nil {
 		return err
 	}
