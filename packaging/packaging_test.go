@@ -136,6 +136,47 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
+// Whatever README's Install has somebody do, make test-install does as it stands there:
+// it reads the line, or has the same words. What check prints is left to its own test.
+func TestInstall(t *testing.T) {
+	_, text, _ := strings.Cut(read(t, "README.md"), "\n## Install\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	tried := []struct{ what, file, by string }{
+		{`apt install linux-image-amd64 linux-headers-amd64 ksmbd-tools`, "test/install/root.sh", `s/^    apt install \(.*[^ ]\) *# Debian `},
+		{`apt install linux-image-6.12-amd64 linux-headers-6.12-amd64 ksmbd-tools`, "test/install/root.sh", `s/^    apt install \(.*[^ ]\) *# Debian `},
+		{`-cloud-amd64`, "test/install/root.sh", `sed 's/-amd64$/-cloud-amd64/'`},
+		{`-amd64`, "test/install/root.sh", `sed 's/-amd64$/-cloud-amd64/'`},
+		{`PATH=/usr/lib/go-1.26/bin:$PATH`, "test/install/test.sh", `s|.*PATH=\(/usr/lib/go-[0-9.]*\)/bin:.*|\1|p`},
+		{`make deb`, "Makefile", "\ntest-install: deb rpm\n"},
+		{`apt install ./build/package/*.deb`, "test/install/test.sh", `s/^    \(apt install .*build\/package.*\)/\1/p`},
+		{`systemctl stop ksmbd && modprobe -r ksmbd && systemctl start ksmbd`, "test/install/job.sh", `s/^    \(systemctl stop ksmbd .*\)/\1/p`},
+		{`ksmbd-notify-dkms`, "test/install/test.sh", "\napt purge ksmbd-notifyd ksmbd-notify-dkms\n"},
+		{`/etc/ksmbd-notify/kernel-source`, "test/install/test.sh", `echo /root/tree > "$root/etc/ksmbd-notify/kernel-source"`},
+		{`mokutil --import /var/lib/dkms/mok.pub`, "test/install/test.sh", `s/.*mokutil --import \([a-z./]*\).*/\1/p`}, // that it is there; there is no firmware to ask
+		{`check`, "test/install/job.sh", "\nksmbd-notifyd check || fail"},
+		{`ksmbd-notifyd check`, "test/install/job.sh", "\nksmbd-notifyd check || fail"},
+		{`/etc/ksmbd/ksmbd-notifyd.conf`, "test/install/job.sh", "\nconf=/etc/ksmbd/ksmbd-notifyd.conf\n"},
+		{`systemctl reload ksmbd-notifyd`, "test/install/job.sh", "systemctl reload ksmbd-notifyd || fail"},
+	}
+	n := 0
+	for _, m := range regexp.MustCompile("(?m)^    (.*?)(?: +#.*)?$|`([^`]+)`").FindAllStringSubmatch(text, -1) {
+		what := m[1] + m[2]
+		if regexp.MustCompile(`^(ok|note|FAIL) `).MatchString(what) {
+			continue
+		}
+		n++
+		i := slices.IndexFunc(tried, func(e struct{ what, file, by string }) bool { return e.what == what })
+		if i < 0 {
+			t.Errorf("README has somebody do %q, which nothing tries", what)
+		} else if !strings.Contains(read(t, tried[i].file), tried[i].by) {
+			t.Errorf("%s does not try %q: it has no %s", tried[i].file, what, tried[i].by)
+		}
+	}
+	if n < len(tried) {
+		t.Errorf("README has %d things to do, %d are tried", n, len(tried))
+	}
+}
+
 // What the documents and the forge's files call make for there is, and so are the
 // files that they name.
 func TestDocuments(t *testing.T) {

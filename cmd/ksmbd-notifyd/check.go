@@ -528,17 +528,15 @@ const tryOne = "try-share"
 // tryElsewhere tries a share in such a process, and what is mounted below it after that.
 func tryElsewhere(limit time.Duration, path, tools string) tried {
 	t, err := elsewhere[tried](context.Background(), limit, tryOne, path, tools)
+	var silent []place
+	if err == nil && t.Why == "" && len(placesBelow(path)) > 0 {
+		silent, err = elsewhere[[]place](context.Background(), answerWithin+time.Second, lookBelow, path)
+	}
 	switch {
 	case errors.Is(err, errNoAnswer):
 		return tried{Why: fmt.Sprintf("%s: it has not answered in %v: %s", printable(path), limit, whyStuck)}
 	case err != nil:
 		return tried{Why: fmt.Sprintf("%s: trying it failed: %v", printable(path), err)}
-	case t.How == "" || len(placesBelow(path)) == 0:
-		return t
-	}
-	silent, err := elsewhere[[]place](context.Background(), answerWithin+time.Second, lookBelow, path)
-	if err != nil {
-		return tried{Why: fmt.Sprintf("%s: trying what is mounted below it failed: %v", printable(path), err)}
 	}
 	for _, p := range silent {
 		t.How += fmt.Sprintf("; nothing of %s, %s, which has not answered in %v: %s", printable(p.Path), p.Kind, answerWithin, whyStuck)

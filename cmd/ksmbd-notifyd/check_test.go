@@ -127,10 +127,54 @@ func (g *goodMachine) checked() (string, bool) {
 	if err := c.print(&b, false); err != nil {
 		g.t.Error(err)
 	}
+	checkSaid = append(checkSaid, slices.Collect(strings.Lines(b.String()))...)
 	return b.String(), ok
 }
 
-func TestCheckGood(t *testing.T) {
+// TestCheck tries what check says, and that nothing that it can say is left out.
+func TestCheck(t *testing.T) {
+	checkSaid = nil
+	good := t.Run("Good", testCheckGood)
+	mistakes := t.Run("Mistakes", testCheckMistakes)
+	stuck := t.Run("StuckShare", testCheckStuckShare)
+	if !good || !mistakes || !stuck {
+		return // they need not have said all
+	}
+	for _, l := range printed(t) {
+		if !slices.ContainsFunc(checkSaid, l.MatchString) {
+			t.Errorf("no test has the line %s", l)
+		}
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := regexp.MustCompile(`(?m)^    ((?:ok  |note|FAIL)  [a-z]+ +)(.*)$`).FindAllStringSubmatch(string(readme), -1)
+	for _, m := range shown {
+		words, _, _ := strings.Cut(m[2], "…")
+		words = regexp.MustCompile(`^(?:[A-Za-z]+: )?(?:/[a-z/]+(?:, [a-z0-9.]+)?: )?`).ReplaceAllString(words, "") // the share's own
+		words = regexp.MustCompile(`[0-9][-+.a-z0-9]*|/lib/modules/[^ ]*`).ReplaceAllString(words, "\x00")
+		words = strings.ReplaceAll(regexp.QuoteMeta(words), "\x00", ".*")
+		pattern := regexp.MustCompile("^" + m[1] + ".*" + words)
+		if !slices.ContainsFunc(checkSaid, pattern.MatchString) {
+			t.Errorf("README shows what no test has check say: %s%s", m[1], m[2])
+		}
+	}
+	if len(shown) < 9 {
+		t.Errorf("README shows only %d lines of check", len(shown))
+	}
+	said := strings.Join(checkSaid, "")
+	for _, words := range wordsOfCheck(t) {
+		if !strings.Contains(said, words) {
+			t.Errorf("no test has check say %q", words)
+		}
+	}
+}
+
+// checkSaid has all lines that check has said in a test.
+var checkSaid []string
+
+func testCheckGood(t *testing.T) {
 	g := newMachine(t)
 	got, ok := g.checked()
 	_, path, _ := strings.Cut(got, "Docs: ")
@@ -151,7 +195,7 @@ ok    share     Docs: ` + path + ", " + kind + `: all changes are told, by a fil
 
 // What can be wrong has one line that says what to do, and the exit status says
 // so if it will not work.
-func TestCheckMistakes(t *testing.T) {
+func testCheckMistakes(t *testing.T) {
 	noFamily := func() error { return ipc.ErrNoFamily }
 	// A kernel that is installed, and what there is of it.
 	kernel := func(g *goodMachine, release string, more ...string) {
@@ -161,7 +205,6 @@ func TestCheckMistakes(t *testing.T) {
 			g.write(name, "1.0")
 		}
 	}
-	var all []string // lines
 	for _, test := range []struct {
 		name string
 		make func(*goodMachine)
@@ -180,6 +223,8 @@ func TestCheckMistakes(t *testing.T) {
 		{"stock module at the next boot", func(g *goodMachine) { g.release = "" },
 			"note  module    loaded and notifies, but the next boot takes the stock one, /lib/modules/6.12.1/updates/ksmbd.ko: " +
 				"install ksmbd-notify-dkms, or run depmod", true},
+		{"no module at the next boot", func(g *goodMachine) { g.file = "" },
+			"note  module    loaded and notifies, but the next boot takes the stock one, if any: install ksmbd-notify-dkms, or run depmod\n", true},
 		{"a module for another kernel", func(g *goodMachine) {
 			g.family, g.release = noFamily, ""
 			kernel(g, "6.12.0-amd64", "lib/modules/6.12.0-amd64/updates/dkms/ksmbd.ko")
@@ -344,6 +389,39 @@ func TestCheckMistakes(t *testing.T) {
 			"FAIL  share     Docs: /dev/shm ; mine: no such file or directory: ", false},
 		{"no end of the last line", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\npath = /dev/shm/") },
 			"note  shares    the last line of ROOT/ksmbd.conf has no end, and ksmbd-tools 3.4.9 ignore its last character: end it\n", true},
+		{"a share that cannot be tried", func(g *goodMachine) {
+			g.try = func(path, tools string) tried { return tryElsewhere(time.Minute, path, tools) }
+			g.t.Setenv("KSMBD_NOTIFYD_TEST_FILES", "4")
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n")
+		}, "FAIL  share     Docs: /dev/shm: trying it failed: the process for that has ended: EOF\n", false},
+		{"settings that are no number", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax watches per user = many\n") },
+			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] max watches per user = many: it is a number from 0 to 1073741824: a daemon that starts with them ends\n", false},
+		{"settings that are no address", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmetrics = here\n") },
+			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] metrics = here: it is a port of 127.0.0.1, or ADDRESS:PORT: a daemon that starts with them ends\n", false},
+		{"a configuration that is none", func(g *goodMachine) {
+			g.write("ksmbd.conf", "")
+			if err := os.Truncate(g.config, 1<<30); err != nil {
+				g.t.Fatal(err)
+			}
+		}, "FAIL  shares    reading ROOT/ksmbd.conf: it has more than 16 MiB, and is no configuration: ksmbd.mountd does not start with it\n", false},
+		{"settings of no section", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "verbose = 1\n") },
+			"FAIL  settings  reading ROOT/ksmbd-notifyd.conf: line 1: verbose = 1: it is in no section: a daemon that starts with them ends\n", false},
+		{"a configuration of Windows", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.6" }
+			g.write("ksmbd.conf", "[Docs]\r\npath = /dev/shm\r\n")
+		}, "FAIL  shares    reading ROOT/ksmbd.conf: line 1: ", false},
+		{"a configuration with a byte order mark", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.6" }
+			g.write("ksmbd.conf", "\ufeff[Docs]\npath = /dev/shm\n")
+		}, "FAIL  shares    reading ROOT/ksmbd.conf: line 1: ", false},
+		{"a key that is none", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.6" }
+			g.write("ksmbd.conf", "[Docs]\npa\x01th = /dev/shm\n")
+		}, "FAIL  shares    reading ROOT/ksmbd.conf: line 2: \"pa\\x01th = /dev/shm\": the key has a character that it may not have: ksmbd.mountd does not start with it\n", false},
+		{"a value that is none", func(g *goodMachine) {
+			g.tools = func() string { return "3.5.6" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev\x01/shm\n")
+		}, "FAIL  shares    reading ROOT/ksmbd.conf: line 2: \"path = /dev\\x01/shm\": the value has a character that it may not have: ksmbd.mountd does not start with it\n", false},
 		{"overlay", func(g *goodMachine) {
 			dir := g.mount("overlay", "overlay", "lowerdir=LOWER,upperdir=UPPER,workdir=WORK")
 			g.write("ksmbd.conf", "[Docs]\npath = "+dir+"\n")
@@ -368,17 +446,11 @@ func TestCheckMistakes(t *testing.T) {
 			test.make(g)
 			got, ok := g.checked()
 			lines := slices.Collect(strings.Lines(strings.ReplaceAll(got, g.root, "ROOT")))
-			all = append(all, slices.Collect(strings.Lines(got))...)
 			n := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, test.want) })
 			if n < 0 || ok != test.ok {
 				t.Errorf("%v, got\n%swant %s", ok, got, test.want)
 			}
 		})
-	}
-	for _, l := range printed(t) {
-		if !slices.ContainsFunc(all, l.MatchString) {
-			t.Errorf("no test has the line %s", l)
-		}
 	}
 }
 
@@ -417,7 +489,7 @@ func mountFUSE(t *testing.T, from, dir string) (server *exec.Cmd) {
 
 // A share that hangs costs its own line, and check ends. What hangs below a share
 // costs what is told of that.
-func TestCheckStuckShare(t *testing.T) {
+func testCheckStuckShare(t *testing.T) {
 	g := newMachine(t)
 	dir := filepath.Join(g.root, "stuck")
 	share := g.mount("share", "tmpfs", "")
@@ -522,6 +594,55 @@ func printed(t *testing.T) (lines []*regexp.Regexp) {
 		t.Errorf("only %d lines were found", len(lines))
 	}
 	return lines
+}
+
+// unsaid is what does not come out: of another's text, of the configuration, and what is
+// told in other words.
+var unsaid = []string{"which tells no changes:", "IPC share", "root directory", errNoAnswer.Error()}
+
+// wordsOfCheck returns what stands in the source of whatever check may print: each
+// string of several words, in parts where something is put into it.
+func wordsOfCheck(t *testing.T) (words []string) {
+	t.Helper()
+	for name, not := range map[string]string{
+		// Of the functions that say something else.
+		"check.go": "runCheck encode", "nextkernel.go": "imagesWithoutHeaders", "look.go": "answers", "settings.go": "noSettings", "ksmbdconf.go": "",
+	} {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && slices.Contains(strings.Fields(not), f.Name.Name) {
+				continue
+			}
+			ast.Inspect(d, func(n ast.Node) bool {
+				if v, ok := n.(*ast.ValueSpec); ok && strings.HasSuffix(v.Names[0].Name, "Usage") {
+					return false
+				}
+				l, ok := n.(*ast.BasicLit)
+				if !ok || l.Kind != token.STRING {
+					return true
+				}
+				text, err := strconv.Unquote(l.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(strings.Trim(text, " "), " ") {
+					for _, part := range regexp.MustCompile(`%-?[0-9]*[a-zA-Z]`).Split(text, -1) {
+						if part = strings.TrimSpace(part); len(part) > 2 && !slices.Contains(unsaid, part) {
+							words = append(words, part)
+						}
+					}
+				}
+				return true
+			})
+		}
+	}
+	if len(words) < 100 {
+		t.Errorf("only %d were found", len(words))
+	}
+	return words
 }
 
 // ksmbd.mountd may have been started with another configuration.

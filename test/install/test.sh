@@ -33,6 +33,7 @@ module() {
 	[ "$got" = "$1" ] || die "the module for $kver is of version ${got:-none}, want $1"
 	grep -q '^updates/dkms/ksmbd.ko' "$root/lib/modules/$kver/modules.dep" || die "modprobe ksmbd would not take DKMS's"
 	[ "$(modinfo -F signer "$ko")" = "DKMS module signing key" ] || die "DKMS did not sign the module"
+	[ -s "$root$(sed -n 's/.*mokutil --import \([a-z./]*\).*/\1/p' "$here/../../README.md")" ] || die "README names a key for Secure Boot that is not there"
 }
 
 old=$(dpkg-deb -f "$build"/install/old/ksmbd-notifyd_*.deb Version)
@@ -158,6 +159,9 @@ boot 1500
 if [ "$release" = trixie ]; then
 	sed -n 's/ trixie main/ trixie-backports main/p' "$root/etc/apt/sources.list" > "$root/etc/apt/sources.list.d/backports.list"
 	in_root apt-get -q update
+	go=$(sed -n 's|.*PATH=\(/usr/lib/go-[0-9.]*\)/bin:.*|\1|p' "$here/../../README.md")
+	in_root apt-get -q -s install -t trixie-backports "golang-${go##*-}"
+	in_root sh -c "apt-cache --no-all-versions depends golang-${go##*-} | grep 'Depends: golang-${go##*-}-go$'"
 	say "upgrading $kver to that of the backports, without its source"
 	apt install -t trixie-backports "${image[@]}"
 	arrived
