@@ -42,6 +42,13 @@ func (c *control) full(n int) bool {
 	return c.policy.UserWatches > 0 && n > c.policy.UserWatches
 }
 
+// clientKiB returns what may wait for a client, in KiB, 0 for no bound of its own.
+func (c *control) clientKiB() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.policy.ClientKiB
+}
+
 func (c *control) tells(share string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -53,6 +60,7 @@ type Policy struct {
 	Off         bool            `json:"off"`              // no changes are told at all, but in Shares
 	Shares      map[string]bool `json:"shares,omitempty"` // whether changes are told, by FoldShare of the share's name
 	UserWatches int             `json:"user_watches"`     // that a user may have open at once, 0 for any number
+	ClientKiB   int             `json:"client_kib"`       // of records that may wait for a client, 0 for no bound of its own
 }
 
 // String says in words what a Policy restricts, "" for nothing.
@@ -74,6 +82,9 @@ func (p *Policy) String() string {
 	}
 	if p.UserWatches > 0 {
 		words = append(words, fmt.Sprintf("a user may have %d watches", p.UserWatches))
+	}
+	if p.ClientKiB > 0 {
+		words = append(words, fmt.Sprintf("%d KiB of records may wait for a client", p.ClientKiB))
 	}
 	return strings.Join(words, "; ")
 }

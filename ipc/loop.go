@@ -182,7 +182,7 @@ func newLoop(log *slog.Logger, k Kernel, open Opener) *loop {
 	}
 	l.shared = &shared{
 		log: log, kernel: k, stats: newStats(), control: new(control),
-		budget: budget{limit: maxQueued}, causes: causeHub{fetch: k.Causes}, opening: make(chan struct{}, 1),
+		budget: budget{limit: maxQueued, most: func() int { return l.control.clientKiB() }}, causes: causeHub{fetch: k.Causes}, opening: make(chan struct{}, 1),
 		completed: func(now time.Time) {
 			if now.Sub(time.Unix(0, l.asked.Load())) < askAgainAfter {
 				return

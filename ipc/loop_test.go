@@ -334,6 +334,22 @@ func TestBudget(t *testing.T) {
 		t.Errorf("%d bytes count as queued", w.budget.total())
 	}
 
+	// A client may have less than what is left, over all its watches.
+	w.budget.limit = maxQueued
+	w.control.policy.ClientKiB = 1
+	long := strings.Repeat("f", 150) // 312 bytes in a record
+	for _, name := range []string{"a", "b", "c"} {
+		w.happens(0, create, name+long)
+	}
+	w.happens(1, create, long) // is too much for the client
+	for _, name := range []string{"a", "b", "c"} {
+		w.happens(2, create, name+long)
+	}
+	w.served(requestItem(51, 1), requestItem(52, 2), requestItem(53, 3))
+	three := " +a" + long + " +b" + long + " +c" + long
+	w.told("51:"+three, "52: ENUM_DIR", "53:"+three)
+	w.control.policy.ClientKiB = 0
+
 	// What is told at once, nobody keeps.
 	w.budget.limit = 0
 	w.served(requestItem(44, 1))

@@ -15,6 +15,7 @@ import (
 type budget struct {
 	mu          sync.Mutex
 	used, limit int
+	most        func() int // that a client may have, in KiB, 0 for what is left; nil says that too
 	clients     map[uint64]*account
 }
 
@@ -53,9 +54,13 @@ func (a *account) leave() {
 
 // take charges bytes, or returns false if they are too many.
 func (a *account) take(n int) bool {
+	most := 0
+	if a.most != nil {
+		most = a.most()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.used+n > a.limit-a.budget.used {
+	if a.used+n > a.limit-a.budget.used || most > 0 && a.used+n > most<<10 {
 		return false
 	}
 	a.used += n

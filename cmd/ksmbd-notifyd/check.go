@@ -401,7 +401,7 @@ func (m *machine) checkSettings(c *checker, r *report, file string) ipc.Policy {
 	switch words := s.policy.String(); {
 	case err != nil:
 		c.fail("settings", "%v: a daemon that starts with them ends", err)
-	case r != nil && (r.Policy.Off != s.policy.Off || r.Policy.UserWatches != s.policy.UserWatches || !maps.Equal(r.Policy.Shares, s.policy.Shares)):
+	case r != nil && (r.Policy.Off != s.policy.Off || r.Policy.UserWatches != s.policy.UserWatches || r.Policy.ClientKiB != s.policy.ClientKiB || !maps.Equal(r.Policy.Shares, s.policy.Shares)):
 		c.note("settings", "%s has changed since the daemon read it: systemctl reload ksmbd-notifyd", file)
 	case words != "":
 		c.ok("settings", "%s: %s", file, words)

@@ -394,6 +394,8 @@ func testCheckMistakes(t *testing.T) {
 			g.t.Setenv("KSMBD_NOTIFYD_TEST_FILES", "4")
 			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n")
 		}, "FAIL  share     Docs: /dev/shm: trying it failed: the process for that has ended: EOF\n", false},
+		{"settings for a client that the daemon does not have", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax queued per client = 7\n") },
+			"note  settings  ROOT/ksmbd-notifyd.conf has changed since the daemon read it: systemctl reload ksmbd-notifyd\n", true},
 		{"settings that are no number", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax watches per user = many\n") },
 			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] max watches per user = many: it is a number from 0 to 1073741824: a daemon that starts with them ends\n", false},
 		{"settings that are no address", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmetrics = here\n") },

@@ -65,6 +65,8 @@ func (s *settings) global(e entry) (err error) {
 		s.policy.Off = !on
 	case "max watches per user":
 		s.policy.UserWatches, err = number(e.value, 1<<30)
+	case "max queued per client":
+		s.policy.ClientKiB, err = number(e.value, 1<<20)
 	case "metrics":
 		s.metrics, err = address(e.value)
 	case "verbose":

@@ -22,8 +22,8 @@ func TestReadSettings(t *testing.T) {
 		want settings
 	}{
 		{"", settings{metrics: "127.0.0.1:9842"}},
-		{"[Global]\nChange Notify = NO ; for now\nmax watches per user=10\nmetrics = 9999\nverbose = 1\n[Docs]\nchange notify = yes\n[scratch]\nchange notify = off\n",
-			settings{ipc.Policy{Off: true, UserWatches: 10, Shares: map[string]bool{"docs": true, "scratch": false}}, "127.0.0.1:9999", 1}},
+		{"[Global]\nChange Notify = NO ; for now\nmax watches per user=10\nmax queued per client = 512\nmetrics = 9999\nverbose = 1\n[Docs]\nchange notify = yes\n[scratch]\nchange notify = off\n",
+			settings{ipc.Policy{Off: true, UserWatches: 10, ClientKiB: 512, Shares: map[string]bool{"docs": true, "scratch": false}}, "127.0.0.1:9999", 1}},
 		{"[global]\nmetrics = [::1]:80\n", settings{metrics: "[::1]:80"}},
 		{"[global]\nmetrics = 192.0.2.1:80\n", settings{metrics: "192.0.2.1:80"}},
 	} {
@@ -35,7 +35,7 @@ func TestReadSettings(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"change notify = no\n", "[global]\nnotify = no\n", "[global]\nchange notify\n", "[a]\nverbose = 1\n", "[global]\nverbose = -1\n",
-		"[global]\nmetrics = localhost:80\n", "[global]\nmetrics = 0\n", "[global]\nmetrics = 70000\n", "[global]\nmetrics = 1.2.3.4:0\n", "[global]\nmax watches per user = many\n"} {
+		"[global]\nmetrics = localhost:80\n", "[global]\nmetrics = 0\n", "[global]\nmetrics = 70000\n", "[global]\nmetrics = 1.2.3.4:0\n", "[global]\nmax watches per user = many\n", "[global]\nmax queued per client = 64M\n"} {
 		if got, err := readSettings(writeSettings(t, text)); err == nil {
 			t.Errorf("%q: %+v", text, got)
 		}

@@ -99,7 +99,7 @@ func TestStatusOfStuckDaemon(t *testing.T) {
 func TestStatusForPeople(t *testing.T) {
 	at := time.Date(2026, 11, 24, 10, 0, 0, 0, time.Local)
 	r := report{Version: "1.0", Kernel: "6.12.1", Started: at, Server: serverRuns, Status: ipc.Status{
-		Policy: ipc.Policy{Shares: map[string]bool{"scratch\x1b": false, "test": true}, UserWatches: 100},
+		Policy: ipc.Policy{Shares: map[string]bool{"scratch\x1b": false, "test": true}, UserWatches: 100, ClientKiB: 256},
 		Incidents: []ipc.Incident{
 			{Last: at, Count: 1, Kind: ipc.QueueOverflow, Reason: "a reason\xff\t\u009b"},
 			{Last: at.Add(time.Hour), Count: 3, Kind: ipc.Refusal, Directory: "/srv/\n", User: "user", Share: "test", Reason: "another"},
@@ -121,7 +121,7 @@ func TestStatusForPeople(t *testing.T) {
 	const want = `state      serving ksmbd since 2026-11-24 10:01:00
 module     0.9, kernel 6.12.1
 daemon     1.0, running since 2026-11-24 10:00:00
-settings   change notify is off in scratch\x1b; a user may have 100 watches
+settings   change notify is off in scratch\x1b; a user may have 100 watches; 256 KiB of records may wait for a client
 watches    2 open, 1 with all that is below; 5 so far, 1 refused
 requests   1 pending; 9 so far, 8 answered
 records    30 bytes queued; 7 told
