@@ -376,15 +376,19 @@ func (m *machine) mountdConfig() (config string) {
 
 // checkDaemon returns what the daemon says of itself, nil if it says nothing.
 func (m *machine) checkDaemon(c *checker) *report {
-	r := new(report)
+	var r *report
 	answer, err := m.status()
 	if err == nil {
-		err = json.Unmarshal(answer, r)
+		r, err = readReport(answer)
 	}
 	switch {
 	case err != nil:
 		c.fail("daemon", "%v", err)
 		return nil
+	case r.Version != version:
+		c.note("daemon", "the one that runs is of release %s, this is %s: systemctl restart ksmbd-notifyd", r.Version, version)
+	}
+	switch {
 	case !r.Serving:
 		c.fail("daemon", "waits, see module: %s", r.Waiting)
 	case r.Server != serverRuns:

@@ -42,7 +42,7 @@ type goodMachine struct {
 func newMachine(t *testing.T) *goodMachine {
 	needRoot(t)
 	g := &goodMachine{t: t, file: "/lib/modules/6.12.1/updates/ksmbd.ko", release: "1.0"}
-	g.report = report{Server: serverRuns, Status: ipc.Status{Serving: true, Open: ipc.Open{Watches: 3}}}
+	g.report = report{Version: version, Server: serverRuns, Status: ipc.Status{Serving: true, Open: ipc.Open{Watches: 3}}}
 	g.machine = machine{
 		release: "6.12.1-amd64",
 		root:    t.TempDir(),
@@ -331,8 +331,13 @@ func testCheckMistakes(t *testing.T) {
 			g.status = func() ([]byte, error) { return get(dir, "/status") }
 		},
 			"FAIL  daemon    the daemon does not run: systemctl enable --now ksmbd-notifyd", false},
+		{"a daemon of another release", func(g *goodMachine) { g.report.Version = "0.9" },
+			"note  daemon    the one that runs is of release 0.9, this is unknown: systemctl restart ksmbd-notifyd\n", true},
+		{"a daemon that says something else", func(g *goodMachine) {
+			g.status = func() ([]byte, error) { return []byte(`{"version": 3}`), nil }
+		}, "FAIL  daemon    the daemon that runs is of another release, and does not understand this: systemctl restart ksmbd-notifyd\n", false},
 		{"daemon waits", func(g *goodMachine) {
-			g.report = report{Status: ipc.Status{Waiting: "something"}}
+			g.report = report{Version: version, Status: ipc.Status{Waiting: "something"}}
 		},
 			"FAIL  daemon    waits, see module: something", false},
 		{"old fanotify", func(g *goodMachine) {
@@ -398,6 +403,8 @@ func testCheckMistakes(t *testing.T) {
 			"note  settings  ROOT/ksmbd-notifyd.conf has changed since the daemon read it: systemctl reload ksmbd-notifyd\n", true},
 		{"settings that are no number", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax watches per user = many\n") },
 			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] max watches per user = many: it is a number from 0 to 1073741824: a daemon that starts with them ends\n", false},
+		{"settings that are no size", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmax queued per client = 1M\n") },
+			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] max queued per client = 1M: it is a number from 0 to 1048576: a daemon that starts with them ends\n", false},
 		{"settings that are no address", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[global]\nmetrics = here\n") },
 			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [global] metrics = here: it is a port of 127.0.0.1, or ADDRESS:PORT: a daemon that starts with them ends\n", false},
 		{"a configuration that is none", func(g *goodMachine) {

@@ -92,7 +92,7 @@ func TestReferenceSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := regexp.MustCompile(`case "([a-z]+ [a-z ]+|metrics|verbose)":`).FindAllStringSubmatch(string(source), -1)
-	if len(keys) != 4 {
+	if len(keys) != 5 {
 		t.Errorf("%d settings: %q", len(keys), keys)
 	}
 	man, err := os.ReadFile("../../packaging/ksmbd-notifyd.8")

@@ -13,5 +13,7 @@ import (
 const hasMetrics = false
 
 func metricsHandler(*ipc.Daemon) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, errSmall.Error(), http.StatusNotFound) })
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, errSmall.Error(), http.StatusNotImplemented)
+	})
 }

@@ -171,14 +171,28 @@ func runStatus(args []string, stdout, stderr io.Writer) int {
 	}
 	body, err := get(runtimeDir(), "/status")
 	if err == nil && o.json {
-		_, err = stdout.Write(visibleJSON(body))
+		if _, err = stdout.Write(visibleJSON(body)); err != nil {
+			err = fmt.Errorf("writing: %w", err)
+		}
 	} else if err == nil {
-		var r report
-		if err = json.Unmarshal(body, &r); err == nil {
+		var r *report
+		if r, err = readReport(body); err == nil {
 			err = r.print(stdout)
 		}
 	}
 	return finish(stderr, err)
+}
+
+// errOther: what is asked, and what the answer looks like, may differ between releases.
+var errOther = errors.New("the daemon that runs is of another release, and does not understand this: systemctl restart ksmbd-notifyd")
+
+// readReport returns what /status gave.
+func readReport(body []byte) (*report, error) {
+	r := new(report)
+	if json.Unmarshal(body, r) != nil || r.Version == "" {
+		return nil, errOther
+	}
+	return r, nil
 }
 
 // get asks the daemon whose socket is in dir.
@@ -222,6 +236,9 @@ func open(ctx context.Context, dir, what, accept string) (*http.Response, error)
 	}
 	if answer.StatusCode != http.StatusOK {
 		defer answer.Body.Close()
+		if answer.StatusCode == http.StatusNotFound {
+			return nil, errOther
+		}
 		why, err := io.ReadAll(io.LimitReader(answer.Body, 4096))
 		return nil, cmp.Or(err, errors.New(strings.TrimSpace(string(why))))
 	}

@@ -5,7 +5,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -82,6 +84,44 @@ func TestStatusWithoutDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
+}
+
+// Whatever another release's daemon answers, and whoever else has its socket, there is one line.
+func TestStatusOfOther(t *testing.T) {
+	const other = "ksmbd-notifyd: the daemon that runs is of another release, and does not understand this: systemctl restart ksmbd-notifyd\n"
+	newer := `{"version": "9", "serving": true, "policy": {"new": 1}, "filesystems": null, "watches": [{"directory": "/a", "more": [1]}], "x": {"y": 1}}`
+	for _, test := range []struct {
+		args         []string
+		code         int
+		answer, want string // on standard error; "" for success
+	}{
+		{[]string{"status"}, 200, newer, ""},
+		{[]string{"status"}, 200, `{"version": "9", "watches": "many"}`, other},
+		{[]string{"status"}, 200, "", other},
+		{[]string{"status"}, 200, "[]", other},
+		{[]string{"status"}, 404, "404 page not found\n", other},
+		{[]string{"status", "-j"}, 404, "404 page not found\n", other},
+		{[]string{"trace", "docs"}, 404, "404 page not found\n", other},
+		{[]string{"status"}, 503, "a\x1b\nb", `ksmbd-notifyd: a\x1b\nb` + "\n"},
+	} {
+		dir := t.TempDir()
+		t.Setenv("RUNTIME_DIRECTORY", dir)
+		l, err := net.Listen("unix", filepath.Join(dir, socketName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(test.code)
+			io.WriteString(w, test.answer)
+		})}
+		go server.Serve(l)
+		var stdout, stderr strings.Builder
+		status := run(test.args, &stdout, &stderr)
+		server.Close()
+		if stderr.String() != test.want || status != min(1, len(test.want)) || (stdout.Len() == 0) != (test.want != "") {
+			t.Errorf("%q, answered %d %q: status %d, %q", test.args, test.code, test.answer, status, &stderr)
+		}
+	}
 }
 
 // A daemon that is stuck: the reader is told after a while.
