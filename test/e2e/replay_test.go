@@ -236,6 +236,19 @@ func replays() []replay {
 				p.with("~old.tmp", func(f *smb2.File) error { return f.Delete(p.ctx) }))
 		}, slices.Concat([]told{{"ADDED ~new.tmp", anyName}, {"MODIFIED ~new.tmp", contents}}, renamed("file", "~old.tmp"),
 			renamed("~new.tmp", "file"), one("REMOVED ~old.tmp", anyName))},
+		{"save as rsync does", func(p place) error {
+			return errors.Join(
+				p.opened(smb2.CreateParams{Name: p.smb(".file.h7Tz"), Disposition: smb2.DispositionCreate},
+					func(f *smb2.File) error { return f.Write(p.ctx, 0, []byte("text")) }),
+				basic(".file.h7Tz", smb2.Basic{LastAccess: future, LastWrite: future})(p),
+				p.with(".file.h7Tz", func(f *smb2.File) error { return f.Rename(p.ctx, p.smb("file"), true) }))
+		}, slices.Concat([]told{{"ADDED .file.h7Tz", anyName}, {"MODIFIED .file.h7Tz", contents | smb2.FilterLastAccess}, {"REMOVED file", anyName}},
+			renamed(".file.h7Tz", "file"))},
+		{"save as Visual Studio Code does", func(p place) error {
+			return p.opened(smb2.CreateParams{Name: p.smb("file"), Disposition: smb2.DispositionOpenIf}, func(f *smb2.File) error {
+				return errors.Join(f.SetSize(p.ctx, 0), f.Write(p.ctx, 0, []byte("text")), f.Flush(p.ctx))
+			})
+		}, overwritten},
 
 		// Removal.
 		{"delete", on("file", func(p place, f *smb2.File) error { return f.Delete(p.ctx) }), one("REMOVED file", anyName)},
@@ -261,6 +274,8 @@ func replays() []replay {
 		{"read a stream", on("streams:there", func(p place, f *smb2.File) error { _, err := f.Read(p.ctx, 0, 1); return err }), nil},
 		{"write to a stream", on("streams:there", func(p place, f *smb2.File) error { return f.Write(p.ctx, 0, []byte("other")) }),
 			one("MODIFIED streams", smb2.FilterStreamSize|smb2.FilterStreamWrite)},
+		{"write nothing to a stream", on("streams:there", func(p place, f *smb2.File) error { return f.Write(p.ctx, 2, nil) }), nil},
+		{"write nothing behind a stream", on("streams:there", func(p place, f *smb2.File) error { return f.Write(p.ctx, 100, nil) }), nil},
 		{"make a stream longer", on("streams:there", func(p place, f *smb2.File) error { return f.SetSize(p.ctx, 50) }),
 			one("MODIFIED streams", smb2.FilterStreamSize|smb2.FilterStreamWrite)},
 		{"make a stream empty", on("streams:there", func(p place, f *smb2.File) error { return f.SetSize(p.ctx, 0) }),
