@@ -200,12 +200,18 @@ func TestDurable(t *testing.T) {
 	w.ok(f.Close(w.ctx))
 	settled(0)
 
-	// Nobody comes back for this one: it is there when the module is unloaded.
-	p.Contexts = []smb2.Context{smb2.LeaseContext(key), smb2.DurableContext([16]byte{4})}
+	// Nobody comes back for this one: it is there when the module is unloaded. That nobody may delete the directory was meant
+	// as long as somebody has it open.
+	p.Contexts, p.KeepsName = []smb2.Context{smb2.LeaseContext(key), smb2.DurableContext([16]byte{4})}, true
 	conns = connections(t)
 	c, tree = w.connect(o)
 	w.park(w.create(tree, p), wireNames())
 	lost(c, conns)
+	settled(away)
+	_, other := w.connect2()
+	f, err = other.Create(w.ctx, smb2.CreateParams{Name: p.Name, Access: smb2.AccessDelete, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory})
+	w.ok(err)
+	w.ok(f.Close(w.ctx))
 }
 
 // TestLeasedDirectory: a client that has a directory open and does not share its deletion has it stay, until it closes it. One
