@@ -21,7 +21,8 @@ import (
 )
 
 // independent are clients that others wrote, made to ask as clients in the field do, see test/clients. Debian's libsmb2 exports
-// no function that asks for notifications, and smbprotocol is not among its packages.
+// no function that asks for notifications, and smbprotocol is not among its packages. Nor does gio monitor ask a server: the
+// smb back end of GVfs has no monitors.
 var independent = []struct {
 	as      string // who asks so
 	program string
