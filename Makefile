@@ -63,7 +63,7 @@ CROWD  ?= 300
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse bc bison flex gcc-powerpc-linux-gnu
 PACKAGES_UNIT   := gcc libc6-dev git bzip2 xz-utils zstd e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs \
-	rsync sqlite3 vim-tiny logrotate make
+	rsync sqlite3 vim-tiny logrotate make shellcheck rpm nix-bin
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian rpm busybox-static e2fsprogs kmod xz-utils

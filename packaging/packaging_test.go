@@ -207,14 +207,20 @@ func TestDocuments(t *testing.T) {
 // Recipes for other distributions are in their language's order, as far as its tools
 // are here, and what they take from the project there is.
 func TestRecipes(t *testing.T) {
+	openwrt := t.TempDir() // what its tree has, as far as make takes it
+	shell(t, openwrt, "mkdir -p feeds/packages/lang/golang; echo 'all:;' > rules.mk; touch kernel.mk package.mk feeds/packages/lang/golang/golang-package.mk")
 	for _, lint := range [][]string{
 		{"shellcheck", "-s", "sh", "openwrt/files/ksmbd-notifyd.init", "alpine/ksmbd-notifyd.initd", "alpine/APKBUILD"},
 		{"shellcheck", "-s", "bash", "arch/PKGBUILD"},
 		{"bash", "-n", "arch/PKGBUILD"},
 		{"rpmspec", "-P", "fedora/ksmbd-notify-kmod.spec"},
+		{"make", "-f", "openwrt/Makefile", "TOPDIR=" + openwrt, "INCLUDE_DIR=" + openwrt},
 		{"nix-instantiate", "--parse", "nixos/module.nix"},
 	} {
 		if _, err := exec.LookPath(lint[0]); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Error(err)
+			}
 			t.Log(err)
 			continue
 		}
