@@ -161,7 +161,7 @@ if [ "$release" = trixie ]; then
 	in_root apt-get -q update
 	go=$(sed -n 's|.*PATH=\(/usr/lib/go-[0-9.]*\)/bin:.*|\1|p' "$here/../../README.md")
 	in_root apt-get -q -s install -t trixie-backports "golang-${go##*-}"
-	in_root sh -c "apt-cache --no-all-versions depends golang-${go##*-} | grep 'Depends: golang-${go##*-}-go$'"
+	in_root sh -c "apt-cache depends golang-${go##*-} | grep 'Depends: golang-${go##*-}-go$'"
 	say "upgrading $kver to that of the backports, without its source"
 	apt install -t trixie-backports "${image[@]}"
 	arrived
