@@ -187,6 +187,9 @@ func (fs *filesystem) entry(e *event) {
 	if fs.vanished(e, dir, ops) {
 		return
 	}
+	if isDir && ops&Delete != 0 {
+		fs.mistaken(e.fid)
+	}
 	fs.findOrLose(s, dir, name, ops)
 	if len(s.hits) > 0 {
 		if isDir && ops&(Create|Delete) == Create { // a directory that was removed comes never again
@@ -328,7 +331,9 @@ func (fs *filesystem) rename(e *event) {
 	}
 	isDir := e.mask&unix.FAN_ONDIR != 0
 	if isDir && e.fid != nil {
-		moved = fs.get(e.fid)
+		if moved = fs.get(e.fid); moved.former == string(e.fid) {
+			fs.misnamed() // that one was found elsewhere: it was another, or has been to and fro
+		}
 	}
 	back := moved != nil && fs.checkRename(moved, from, string(e.old.name), to, string(e.new.name))
 	fs.tellRename(e, from, to, moved)

@@ -4,6 +4,7 @@ package fanotify
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -65,5 +66,50 @@ func TestEvicted(t *testing.T) {
 		if err := errJoin(g.Close(), os.RemoveAll(dir+"/w")); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A directory that is removed while it is about to be marked, and another made in its place, has
+// another handle too. What is in that is told all the same, also after a rename, to where it is.
+func TestMadeAgain(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		leave func(d string) error // has it leave its place
+		want  []string
+	}{
+		{"removed", os.Remove, []string{"create x", "create d/", "delete d/", "create d/", "create d/f", "create d/e/"}},
+		{"renamed", func(d string) error {
+			return errJoin(os.Rename(d, d+"2"), os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0))
+		}, []string{"create x", "create d/", "overflow", "overflow"}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			d := mountTest(t, "fuse") + "/d"
+			g := openTest(t)
+			defer g.Close()
+			dir, err := os.Open(filepath.Dir(d))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told []string
+			_, err = g.Watch(dir, true, Create|Delete|Rename, func(is Change) {
+				if told = append(told, is.String()); is.String() == "create x" {
+					if err := errJoin(c.leave(d), os.MkdirAll(d+"/e", 0o755), os.WriteFile(d+"/f", nil, 0o600)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			touch(t, filepath.Dir(d)+"/x")
+			if err := os.Mkdir(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			wantTold(t, &told, c.want...)
+			touch(t, d+"/e/g")
+			drain(t, g)
+			wantTold(t, &told, "create d/e/g")
+		})
 	}
 }

@@ -81,6 +81,24 @@ func (fs *filesystem) rehandle(n *node, h handle) *node {
 	return n
 }
 
+// mistaken says that the directory h was removed. A node whose former handle that was is another
+// directory, made since in the same place: the event of that is yet to be told.
+func (fs *filesystem) mistaken(h handle) {
+	n := fs.nodes[string(h)]
+	if n == nil || n.former != string(h) {
+		return
+	}
+	delete(fs.nodes, n.former)
+	fs.got = nil
+	n.former, n.pending = "", true
+	for i := n.doubts; i > 0; i = fs.doubts[i-1].next {
+		if fs.doubts[i-1].present { // and was told as being in the one removed
+			fs.misnamed()
+			return
+		}
+	}
+}
+
 // pin keeps n from being evicted.
 func (fs *filesystem) pin(n *node) {
 	if n.next != nil {
