@@ -314,7 +314,7 @@ func (l *listener) run(ctx context.Context, mayBeCut func() bool, armed func()) 
 		l.log, l.cuts = append(l.log, err.Error()), l.cuts+1
 		l.mu.Unlock()
 		l.conn.Close()
-		if err := until(2*long, func() error { return l.attach(ctx) }); err != nil {
+		if err := until(4*long, func() error { return l.attach(ctx) }); err != nil { // a blow itself waits for ksmbd to end, and to start
 			return fmt.Errorf("connecting again: %w", err)
 		}
 	}
