@@ -593,16 +593,25 @@ func (fs *filesystem) mixed(dir *node, name string) {
 		fs.misnamed()
 		return
 	}
+	if fs.relist(dir, name) {
+		fs.stale = true
+	}
+}
+
+// relist tells the watch trees that see the directory name in dir of an Overflow, and says
+// whether there is any.
+func (fs *filesystem) relist(dir *node, name string) (any bool) {
 	s := &fs.g.nesting
 	fs.findOrLose(s, dir, []byte(name), ^Op(0))
 	for i := range s.hits {
 		for _, w := range s.hits[i].node.watches {
 			if w.tree && s.hits[i].reaches(w) {
-				fs.stale = true
+				any = true
 				w.lose()
 			}
 		}
 	}
+	return any
 }
 
 // overflowed tells all watches that part of the queue was lost, and finds out

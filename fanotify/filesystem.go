@@ -42,6 +42,7 @@ type filesystem struct {
 	stale   bool             // forget the tree at the end of the batch
 	hidden  bool             // some are taken to be out of sight, since something is mounted over them
 	retry   time.Time        // when to try again to mark what could not be; else zero
+	again   time.Time        // when to try again to read directories that could not be; else zero
 
 	doubts    []doubt // see settle.go
 	expecting bool    // some are of names that a walk found

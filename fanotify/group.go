@@ -365,8 +365,10 @@ func (g *Group) Drain() error {
 func (g *Group) schedule() {
 	at, now := g.retryMounts, len(g.owed) > 0
 	for _, fs := range g.filesystems {
-		if at.IsZero() || !fs.retry.IsZero() && fs.retry.Before(at) {
-			at = fs.retry
+		for _, due := range []time.Time{fs.retry, fs.again} {
+			if at.IsZero() || !due.IsZero() && due.Before(at) {
+				at = due
+			}
 		}
 		if due := fs.unplaced.told.Add(g.spare); fs.unplaced.ops != 0 && (at.IsZero() || due.Before(at)) {
 			at = due

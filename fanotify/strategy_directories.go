@@ -25,7 +25,15 @@ import (
 // and when it is closed all its marks are gone.
 type directoryMarks struct {
 	fs        *filesystem
-	unentered []unentered // what could not be marked where it should have been
+	unentered []unentered     // what could not be marked where it should have been
+	barred    map[place]error // the directories that could not be read, and why: in them nothing is marked
+	warned    time.Time       // when the log told of these last
+}
+
+// A place is a name in a directory.
+type place struct {
+	dir  *node
+	name string
 }
 
 // An unentered directory could not be marked, as it was not where events said.
@@ -264,14 +272,71 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("opening directory: %w", err)
+		return s.bar(n, name, fmt.Errorf("opening directory: %w", err))
 	}
 	child := s.fs.get(h)
 	if child.parent != n || child.name != name {
 		s.fs.move(child, n, name)
 	}
 	k.seen = k.seen || child.beginnings(0) > 0
-	return s.walk(child, fd, k)
+	return s.bar(n, name, s.walk(child, fd, k))
+}
+
+// bar notes that nothing can be marked in the directory name in dir, if err is one of its own,
+// as where root has no right or the disk is broken: the rest of the tree is watched all the
+// same. Any other error it returns.
+func (s *directoryMarks) bar(dir *node, name string, err error) error {
+	if err == nil || isRefused(err) || slices.ContainsFunc(scarce, func(e error) bool { return errors.Is(err, e) }) {
+		return err
+	}
+	if s.barred == nil {
+		s.barred = make(map[place]error)
+	}
+	if s.barred[place{dir, name}] = err; s.fs.again.IsZero() {
+		s.fs.again = time.Now().Add(s.fs.g.retryAfter)
+	}
+	return nil
+}
+
+// scarce are the errors for which a tree cannot be marked, whatever directory they are met at.
+var scarce = []error{errTooMany, errUnmounted, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOSPC}
+
+// unbar tries again to mark what is in the directories that could not be read. Each time who
+// sees them is told of an Overflow.
+func (s *directoryMarks) unbar() {
+	fs, began := s.fs, time.Now()
+	if fs.again.IsZero() || began.Before(fs.again) {
+		return
+	}
+	barred := s.barred
+	s.barred, fs.again = nil, time.Time{}
+	for p := range barred {
+		if fs.nodes[p.dir.handle] != p.dir || !p.dir.marked {
+			continue // it has gone
+		}
+		dir, err := s.open(p.dir, 0)
+		if err == nil {
+			err = s.walkEntry(p.dir, dir, p.name, walk{})
+			unix.Close(dir)
+		}
+		if err != nil {
+			fs.misnamed() // all is tried again then
+			return
+		}
+	}
+	fs.g.batch++ // who was told already in this one may have listed before that
+	for p := range barred {
+		fs.relist(p.dir, p.name)
+	}
+	for p, err := range s.barred {
+		took := time.Since(began)
+		fs.again = began.Add(took + max(fs.g.retryAfter, retryShare*took))
+		if began.Sub(s.warned) > refusedAgain {
+			s.warned = began
+			fs.g.log.Warn("cannot look into directories, clients list anew as long as that lasts", "count", len(s.barred), "one", p.name, "err", err)
+		}
+		break
+	}
 }
 
 // hasMount says whether a mount is known over the directory name in n.
@@ -306,7 +371,7 @@ func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
 		return nil // something is mounted over it, or it was removed or renamed, of which an event tells
 	}
 	if err != nil {
-		return err
+		return s.bar(dir, name, err)
 	}
 	if string(h) != n.handle {
 		o := s.fs.nodes[string(h)]
@@ -320,7 +385,7 @@ func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
 		n = s.fs.rehandle(n, h)
 		s.fs.move(n, dir, name)
 	}
-	return s.walk(n, fd, walk{tell: tell})
+	return s.bar(dir, name, s.walk(n, fd, walk{tell: tell}))
 }
 
 // evicted says whether h is the new handle of n, which had no mark yet to keep its inode in
@@ -360,7 +425,13 @@ func (s *directoryMarks) uncovered(p *point) {
 	}
 	defer unix.Close(dir)
 	fd, h, err := readHere(dir, p.name)
+	if isOther(err) || err == unix.EXDEV {
+		return
+	}
 	if err != nil {
+		if s.bar(p.dir, p.name, err) != nil {
+			s.fs.misnamed()
+		}
 		return
 	}
 	unix.Close(fd)
@@ -372,6 +443,7 @@ func (s *directoryMarks) uncovered(p *point) {
 // settle tries again, when the batch has been told, to mark what could not be. If
 // more has happened meanwhile, that may say where it is.
 func (s *directoryMarks) settle() {
+	s.unbar()
 	rest := s.unentered
 	s.unentered = nil
 	for _, u := range rest {
@@ -470,8 +542,8 @@ func (s *directoryMarks) forget() {
 		}
 	}
 	fs.forgetNodes()
-	s.unentered = nil
-	fs.retry = time.Time{}
+	s.unentered, s.barred = nil, nil
+	fs.retry, fs.again = time.Time{}, time.Time{}
 	for _, n := range sites {
 		if mask := n.mask(); mask != 0 {
 			if err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, mask, int(n.dir.Fd()), ""); err != nil {
