@@ -69,6 +69,9 @@ func (g *Group) choose(fd int, dev uint64, tree bool) (chosen, error) {
 	if err != nil {
 		return chosen{}, err
 	}
+	if tree && kind == unix.PROC_SUPER_MAGIC {
+		return chosen{}, fmt.Errorf("proc has no events of what comes and goes in it: %w", unix.EOPNOTSUPP)
+	}
 	err = canMark(g.queues[0], fd)
 	if kind == unix.BTRFS_SUPER_MAGIC && (err == nil || err == unix.EXDEV) {
 		c, btrfsErr := chooseBtrfs(g.queues[0], fd)
