@@ -165,6 +165,14 @@ func TestBarred(t *testing.T) {
 				for range 3 {
 					wait("overflow")
 				}
+				// It may go elsewhere meanwhile.
+				if err := unix.Rename(dir+"/w/d/bad", dir+"/w/d/moved"); err != nil {
+					t.Fatal(err)
+				}
+				wait("rename d/bad/ -> d/moved/")
+				for range 3 {
+					wait("overflow")
+				}
 				b.answer(fuse.OK, fuse.OK)
 				wait("overflow")
 				for g.retry.Load() != nil {
@@ -172,17 +180,17 @@ func TestBarred(t *testing.T) {
 					drain(t, g)
 				}
 				*told = nil
-				if err := errJoin(os.WriteFile(dir+"/w/d/bad/f", nil, 0o600), os.WriteFile(dir+"/w/d/bad/deep/f", nil, 0o600), os.WriteFile(dir+"/other/f", nil, 0o600)); err != nil {
+				if err := errJoin(os.WriteFile(dir+"/w/d/moved/f", nil, 0o600), os.WriteFile(dir+"/w/d/moved/deep/f", nil, 0o600), os.WriteFile(dir+"/other/f", nil, 0o600)); err != nil {
 					t.Fatal(err)
 				}
 				drain(t, g)
-				wantTold(t, told, "create d/bad/f", "create d/bad/deep/f")
+				wantTold(t, told, "create d/moved/f", "create d/moved/deep/f")
 				wantTold(t, other, "create f")
-				if err := unix.Rename(dir+"/w/d/bad", dir+"/w/x"); err != nil {
+				if err := unix.Rename(dir+"/w/d/moved", dir+"/w/x"); err != nil {
 					t.Fatal(err)
 				}
 				drain(t, g)
-				wantTold(t, told, "rename d/bad/ -> x/")
+				wantTold(t, told, "rename d/moved/ -> x/")
 			})
 		}
 	}

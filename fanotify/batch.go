@@ -332,7 +332,9 @@ func (fs *filesystem) rename(e *event) {
 	isDir := e.mask&unix.FAN_ONDIR != 0
 	if isDir && e.fid != nil {
 		if moved = fs.get(e.fid); moved.former == string(e.fid) {
-			fs.misnamed() // that one was found elsewhere: it was another, or has been to and fro
+			// Its node had been given the handle of what was found in its place. That was another
+			// directory, as this one was renamed, unless it came back.
+			fs.misnamed()
 		}
 	}
 	back := moved != nil && fs.checkRename(moved, from, string(e.old.name), to, string(e.new.name))
@@ -600,18 +602,18 @@ func (fs *filesystem) mixed(dir *node, name string) {
 
 // relist tells the watch trees that see the directory name in dir of an Overflow, and says
 // whether there is any.
-func (fs *filesystem) relist(dir *node, name string) (any bool) {
+func (fs *filesystem) relist(dir *node, name string) (told bool) {
 	s := &fs.g.nesting
 	fs.findOrLose(s, dir, []byte(name), ^Op(0))
 	for i := range s.hits {
 		for _, w := range s.hits[i].node.watches {
 			if w.tree && s.hits[i].reaches(w) {
-				any = true
+				told = true
 				w.lose()
 			}
 		}
 	}
-	return any
+	return told
 }
 
 // overflowed tells all watches that part of the queue was lost, and finds out

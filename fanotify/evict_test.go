@@ -69,8 +69,8 @@ func TestEvicted(t *testing.T) {
 	}
 }
 
-// A directory that is removed while it is about to be marked, and another made in its place, has
-// another handle too. What is in that is told all the same, also after a rename, to where it is.
+// A directory is removed, or renamed, just before it would be marked, and another is made in its
+// place. That is not taken for the first one with a new handle: what is in it is told, by its name.
 func TestMadeAgain(t *testing.T) {
 	for _, c := range []struct {
 		what  string

@@ -219,6 +219,7 @@ func (s *directoryMarks) walk(n *node, fd int, k walk) error {
 		case err == io.EOF || isRemoved(err):
 			return nil
 		case err != nil:
+			fs.unmark(n) // so that it is read again, wherever it is when it is met next
 			return fmt.Errorf("reading directory: %w", err)
 		}
 	}
@@ -282,12 +283,15 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 	return s.bar(n, name, s.walk(child, fd, k))
 }
 
-// bar notes that nothing can be marked in the directory name in dir, if err is one of its own,
-// as where root has no right or the disk is broken: the rest of the tree is watched all the
-// same. Any other error it returns.
+// bar takes the error of reading or marking the directory name in dir. If it is that directory's
+// own, as where root has no right or the disk is broken, bar notes that unbar is to try again, and
+// returns nil: the rest of the tree is watched all the same. Any other error it returns.
 func (s *directoryMarks) bar(dir *node, name string, err error) error {
-	if err == nil || isRefused(err) || slices.ContainsFunc(scarce, func(e error) bool { return errors.Is(err, e) }) {
+	if err == nil || isOther(err) || isRefused(err) || slices.ContainsFunc(scarce, func(e error) bool { return errors.Is(err, e) }) {
 		return err
+	}
+	if len(s.barred) >= s.fs.g.maxMarks {
+		return errTooMany
 	}
 	if s.barred == nil {
 		s.barred = make(map[place]error)
@@ -301,8 +305,8 @@ func (s *directoryMarks) bar(dir *node, name string, err error) error {
 // scarce are the errors for which a tree cannot be marked, whatever directory they are met at.
 var scarce = []error{errTooMany, errUnmounted, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOSPC}
 
-// unbar tries again to mark what is in the directories that could not be read. Each time who
-// sees them is told of an Overflow.
+// unbar tries again to read the directories that could not be, when it is time to. The watch trees
+// that see them are told of an Overflow each time.
 func (s *directoryMarks) unbar() {
 	fs, began := s.fs, time.Now()
 	if fs.again.IsZero() || began.Before(fs.again) {
@@ -324,18 +328,22 @@ func (s *directoryMarks) unbar() {
 			return
 		}
 	}
-	fs.g.batch++ // who was told already in this one may have listed before that
+	fs.g.batch++ // who was told of an Overflow earlier in this batch may have listed before they were marked
 	for p := range barred {
 		fs.relist(p.dir, p.name)
 	}
-	for p, err := range s.barred {
-		took := time.Since(began)
-		fs.again = began.Add(took + max(fs.g.retryAfter, retryShare*took))
-		if began.Sub(s.warned) > refusedAgain {
-			s.warned = began
-			fs.g.log.Warn("cannot look into directories, clients list anew as long as that lasts", "count", len(s.barred), "one", p.name, "err", err)
-		}
-		break
+	if len(s.barred) == 0 {
+		return
+	}
+	took := time.Since(began)
+	fs.again = began.Add(took + max(fs.g.retryAfter, retryShare*took))
+	if began.Sub(s.warned) <= refusedAgain {
+		return
+	}
+	s.warned = began
+	for p, err := range s.barred { // one of them will do
+		fs.g.log.Warn("cannot look into directories, clients list anew as long as that lasts", "count", len(s.barred), "one", p.name, "err", err)
+		return
 	}
 }
 

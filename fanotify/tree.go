@@ -81,8 +81,9 @@ func (fs *filesystem) rehandle(n *node, h handle) *node {
 	return n
 }
 
-// mistaken says that the directory h was removed. A node whose former handle that was is another
-// directory, made since in the same place: the event of that is yet to be told.
+// mistaken is called when the directory h was removed. If a node has that as its former handle,
+// rehandle was wrong: what was found in the place of h is another directory, made there since. The
+// node stands for that one, and the event that it was made is yet to be told.
 func (fs *filesystem) mistaken(h handle) {
 	n := fs.nodes[string(h)]
 	if n == nil || n.former != string(h) {
@@ -160,17 +161,22 @@ func (fs *filesystem) trim() {
 func (fs *filesystem) evict(n *node) {
 	fs.got = nil
 	fs.move(n, nil, "")
-	if n.marked {
-		n.marked, n.pending = false, false
-		fs.marked--
-		fs.unpin(n)
-	}
+	fs.unmark(n)
 	if n.next != nil {
 		fs.pin(n)
 		delete(fs.nodes, n.handle)
 		if fs.nodes[n.former] == n {
 			delete(fs.nodes, n.former)
 		}
+	}
+}
+
+// unmark notes that n does not count as marked any more. The mark that the kernel has may stay.
+func (fs *filesystem) unmark(n *node) {
+	if n.marked {
+		n.marked, n.pending = false, false
+		fs.marked--
+		fs.unpin(n)
 	}
 }
 
