@@ -35,7 +35,12 @@ if ! cmp -s "$config" "$out/config"; then
 	cp "$config" "$out/config"
 fi
 echo "debug: building the kernel and ksmbd.ko"
-make -s ARCH=x86_64 -j"$jobs" bzImage modules
+profile=()
+for f in "$here"/../../kernel/notify*.c; do
+	f=${f##*/}
+	profile+=("GCOV_PROFILE_${f%.c}.o=y")
+done
+make -s ARCH=x86_64 "${profile[@]}" -j"$jobs" bzImage modules
 strip -g -o "$out/ksmbd.ko" fs/smb/server/ksmbd.ko
 cp arch/x86/boot/bzImage "$out/bzImage"
 # What of the module is ours, for a test to know.
