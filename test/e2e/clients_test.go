@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -171,6 +172,39 @@ func TestSaveByRename(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSaveOverLateClose: the Linux client closes a file a second after the program that wrote it has, if it has a lease. Until
+// then another client can replace that file by a rename nevertheless.
+func TestSaveOverLateClose(t *testing.T) {
+	if refusesReplacing(t) {
+		t.Skip("ksmbd of this kernel does not have a file replaced that is open")
+	}
+	reconfigure(t, leaseOptions(true))
+	begin(t)
+	const mounted = "/mnt"
+	if err := unix.Mount("//127.0.0.1/TEST", mounted, "cifs", 0, "ip=127.0.0.1,username=user,password=pass,nosharesock,vers=3.1.1,closetimeo=30"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := until(long, func() error { return unix.Unmount(mounted, 0) }); err != nil {
+			t.Errorf("unmounting: %v", err)
+		}
+	})
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	w.ok(os.WriteFile(filepath.Join(mounted, w.name, "target"), []byte("target"), 0o666))
+	w.createFile(tree, "saved")
+	if open, err := os.ReadFile("/proc/fs/cifs/open_files"); !bytes.Contains(open, []byte(" target\n")) {
+		t.Fatalf("the mount has closed the file: %v\n%s", err, open)
+	}
+	w.arm(f, wireNames())
+	p := place{wire: w, tree: tree}
+	w.ok(p.opened(smb2.CreateParams{Name: w.path("saved"), Disposition: smb2.DispositionOpen}, func(f *smb2.File) error {
+		return f.Rename(w.ctx, w.path("target"), true)
+	}))
+	w.toldInAll(f, wireNames(), "REMOVED target", "RENAMED_OLD_NAME saved", "RENAMED_NEW_NAME target")
 }
 
 // refusesReplacing says whether ksmbd does: that of 7.3 does not have a file replaced that is open, those of 6.12 and 7.2 do.
