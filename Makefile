@@ -23,6 +23,7 @@
 # make test-starve  what many clients that wish no good cost another one, as ratios; CROWD of them never read
 # make soak         FOR=1h: whatever befalls the server in a storm of changes, clients end with the true names, see TestSoak
 # make cover        the lines of the daemon that neither unit tests nor those of the guest run, see RUN
+# make cover-kernel the same of ksmbd.ko's part of ours, in the guest tests under KASAN
 # make fuzz-kernel  what fuzzes the kernel part, there too, each fuzzer for FUZZ, its input made of SEED
 #
 # SERIES=7.3 does that for another kernel series, below build/7.3/, and SUITE=trixie with the kernel of another Debian.
@@ -72,7 +73,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
 all: build
 
 build:
@@ -242,6 +243,9 @@ cover: module $(guest)
 	go test -skip '^TestStatusOfWaitingDaemon$$' -cover -covermode=atomic -coverpkg=./... -timeout 10m $(COVERED) -args -test.gocoverdir=$(CURDIR)/build/cover/unit
 	@COVER=build/cover FS='$(FS)' RUN='$(RUN)' TRIES=1 SLOW=1 SAMBA= test/guest/test.sh $(BUILD)
 	@test/cover.sh build/cover build/cover/unit build/cover/guest
+
+cover-kernel: test-debug
+	@test/cover-kernel.sh $(BUILD)/debug/src/fs/smb/server $(BUILD)/guest/out/debug-$(FS)/gcov $(BUILD)/cover-kernel
 
 fuzz-kernel: RUN = ^TestFuzz
 fuzz-kernel: test-debug
