@@ -40,7 +40,7 @@ type event struct {
 	mask     uint64
 	pid      int32
 	fsid     uint64 // of all its records
-	at       record // DFID_NAME, DFID: where it happened
+	at       record // DFID_NAME: where it happened
 	old, new record // OLD_DFID_NAME, NEW_DFID_NAME: the sides of a rename
 	fid      handle // FID: what it happened to
 }
@@ -101,10 +101,8 @@ func (e *event) decodeInfo(buf []byte) (int, error) {
 		at, named = &e.old, true
 	case unix.FAN_EVENT_INFO_TYPE_NEW_DFID_NAME:
 		at, named = &e.new, true
-	case unix.FAN_EVENT_INFO_TYPE_DFID:
-		at = &e.at
-	case unix.FAN_EVENT_INFO_TYPE_FID:
-		at = &record{} // the handle alone counts
+	case unix.FAN_EVENT_INFO_TYPE_FID, unix.FAN_EVENT_INFO_TYPE_DFID: // which without a name says nothing of where
+		at = &record{}
 	default:
 		return size, nil
 	}
@@ -124,17 +122,12 @@ func (e *event) decodeInfo(buf []byte) (int, error) {
 			return 0, fmt.Errorf("%w: name without its end", errMalformed)
 		}
 		at.name = name[:len(name):len(name)]
-	} else if at == &e.at {
-		at.name = dot
-	} else {
+	} else if buf[0] == unix.FAN_EVENT_INFO_TYPE_FID {
 		e.fid = at.dir
 	}
 	e.fsid = binary.NativeEndian.Uint64(buf[4:])
 	return size, nil
 }
-
-// dot is the name of a directory in itself.
-var dot = []byte(".")
 
 // maskNames has the bits of an event's mask under fanotify(7)'s names, less
 // their prefix.

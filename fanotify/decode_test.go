@@ -160,6 +160,7 @@ func TestDecodeMalformed(t *testing.T) {
 		{"as long as 32 bits say", func(b []byte) []byte { put32(b, 1<<32-1); return b }},
 		{"shorter than its header", func(b []byte) []byte { put32(b, metadataLen-1); return b }},
 		{"header too short", func(b []byte) []byte { put16(b[6:], metadataLen-1); return b }},
+		{"record cut short", func(b []byte) []byte { put32(b, infoAt+2); return b }},
 		{"record of no length", func(b []byte) []byte { put16(b[infoAt+2:], 0); return b }},
 		{"record longer than the event", func(b []byte) []byte { put16(b[infoAt+2:], uint16(len(b)-infoAt+1)); return b }},
 		{"record without a handle", func(b []byte) []byte {

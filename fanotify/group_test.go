@@ -472,6 +472,7 @@ func TestNameless(t *testing.T) {
 		{"a link less", encode(unix.FAN_ATTRIB, w.fs.id, fid), nil},
 		{"a directory that is gone", encode(unix.FAN_MODIFY, w.fs.id, at("f")), []string{"overflow"}},
 		{"attributes of it", encode(unix.FAN_ATTRIB|unix.FAN_ONDIR, w.fs.id, at(".")), nil},
+		{"in a directory, and no name", encode(unix.FAN_MODIFY, w.fs.id, info{unix.FAN_EVENT_INFO_TYPE_DFID, testHandle, ""}), []string{"overflow"}},
 		{"another filesystem", encode(unix.FAN_MODIFY, w.fs.id+1, at("f")), nil},
 	} {
 		g.batch++

@@ -3,8 +3,6 @@
 package fanotify
 
 import (
-	"bytes"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -62,7 +60,7 @@ func (r *replacements) next(was replacement, e *event) {
 	case was.lost != "":
 		unlinked := e.mask&(unix.FAN_CREATE|unix.FAN_DELETE) != 0 && string(is) == was.lost
 		r.decide(was, e.pid, !was.isDir && !unlinked)
-	case e.mask&unix.FAN_ATTRIB != 0 && (e.at.dir == nil || bytes.Equal(e.at.name, dot)):
+	case e.mask&unix.FAN_ATTRIB != 0 && (e.at.dir == nil || string(e.at.name) == "."):
 		was.lost = string(is)
 		r.by[e.pid] = was
 	default:
