@@ -278,9 +278,7 @@ func (fs *filesystem) self(e *event) {
 	n := fs.get(e.at.dir)
 	if n.site != nil && len(n.watches) > 0 {
 		if e.mask&unix.FAN_MOVE_SELF != 0 && n.guard != nil {
-			if err := fs.follow(n); err != nil {
-				fs.g.log.Warn("cannot guard a watched directory", "error", err)
-			}
+			fs.guard(n)
 		}
 		if e.mask&(unix.FAN_ATTRIB|unix.FAN_MOVE_SELF) != 0 && n.wasRemoved() {
 			fs.gone(n)
@@ -537,9 +535,15 @@ func (fs *filesystem) lost(ops Op, singles bool) {
 		}
 	}
 	for _, p := range fs.points {
-		s := &fs.g.nesting
-		s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
-		s.lose(ops)
+		s, sure := p.find()
+		if s.lose(ops); sure {
+			continue
+		}
+		fs.g.eachTree(func(w *Watch) {
+			if (w.ops|Overflow)&ops != 0 {
+				w.lose()
+			}
+		})
 	}
 }
 
@@ -620,15 +624,28 @@ func (fs *filesystem) relist(dir *node, name string) (told bool) {
 // what must not have been.
 func (fs *filesystem) overflowed() {
 	fs.stale = true
+	fs.guardAll()
+	fs.lost(^Op(0), true)
+}
+
+// guardAll has all guards follow their directories, and tells of those that were removed.
+func (fs *filesystem) guardAll() {
+	fs.unguarded = time.Time{}
 	for _, w := range fs.watches {
 		if w.inode {
-			if err := fs.follow(w.node); err != nil {
-				fs.g.log.Warn("cannot guard a watched directory", "error", err)
-			}
+			fs.guard(w.node)
 		}
 		if w.node.wasRemoved() {
 			fs.gone(w.node)
 		}
 	}
-	fs.lost(^Op(0), true)
+}
+
+// guard has the guard of n follow it. If that fails, all is looked at again after a while:
+// nobody tells of a removal meanwhile.
+func (fs *filesystem) guard(n *node) {
+	if err := fs.follow(n); err != nil && !n.wasRemoved() {
+		fs.unguarded = time.Now().Add(fs.g.retryAfter)
+		fs.g.log.Warn("cannot guard a watched directory, will try again", "err", err)
+	}
 }

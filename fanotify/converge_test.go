@@ -451,6 +451,38 @@ func (c *convergence) drain() {
 	}
 }
 
+// scarce drains while few files can be opened, or little can be marked, and then until nothing is to
+// be tried again.
+func (c *convergence) scarce() {
+	c.mix.cause = true
+	files, marks := c.mix.IntN(6), 0
+	if c.mix.IntN(2) == 0 {
+		files, marks = 100, c.mix.IntN(4)
+		defer failMarks(func(uint) bool { marks--; return marks < 0 })()
+	}
+	forget := c.mix.IntN(2) == 0 // as after an overflow
+	for _, fs := range c.g.filesystems {
+		if forget && fs.how.whole() {
+			fs.how.forget()
+		}
+	}
+	withFiles(c.t, files, func() {
+		for _, fs := range c.g.filesystems {
+			fs.stale = fs.stale || forget && !fs.how.whole()
+		}
+		c.drain()
+	})
+	marks = 1 << 30
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	defer cancel()
+	for c.g.retry.Load() != nil {
+		if err := c.g.Wait(ctx); err != nil {
+			c.t.Fatal(err)
+		}
+		c.drain()
+	}
+}
+
 func (c *convergence) check() {
 	c.t.Helper()
 	c.rounds++
@@ -487,7 +519,7 @@ func (c *convergence) check() {
 // TestConverge does random things, drains at random and compares.
 func TestConverge(t *testing.T) {
 	for _, f := range testFilesystems {
-		for _, mode := range []string{"warm", "cold", "small", "threads", "hops", "heirs", "mounts"} {
+		for _, mode := range []string{"warm", "cold", "small", "threads", "hops", "heirs", "mounts", "scarce"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
 				c := newConvergence(t, f.name, allOps)
 				defer c.mix.release()
@@ -501,7 +533,10 @@ func TestConverge(t *testing.T) {
 					})
 				}
 				mounter := &mounter{mixer: c.mix}
-				if mode == "mounts" {
+				if mode == "scarce" {
+					c.g.retryAfter = time.Millisecond
+				}
+				if mode == "mounts" || mode == "scarce" {
 					c.mix.mounts = true
 					t.Cleanup(mounter.end)
 					for _, m := range c.models {
@@ -513,7 +548,7 @@ func TestConverge(t *testing.T) {
 				}
 				for end := time.Now().Add(*convergeFor); time.Now().Before(end) && !c.dead; {
 					movedIn := false
-					if mode == "mounts" && c.mix.IntN(8) == 0 {
+					if (mode == "mounts" || mode == "scarce") && c.mix.IntN(8) == 0 {
 						mounter.step()
 					}
 					for range 1 << c.mix.IntN(7) {
@@ -521,6 +556,9 @@ func TestConverge(t *testing.T) {
 						if movedIn {
 							break
 						}
+					}
+					if mode == "scarce" && c.mix.IntN(2) == 0 {
+						c.scarce()
 					}
 					if mode == "cold" && c.mix.IntN(2) == 0 {
 						for _, fs := range c.g.filesystems {

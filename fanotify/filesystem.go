@@ -44,6 +44,8 @@ type filesystem struct {
 	retry   time.Time        // when to try again to mark what could not be; else zero
 	again   time.Time        // when to try again to read directories that could not be; else zero
 
+	unguarded time.Time // when to try again to mark what is above watched directories; else zero
+
 	doubts    []doubt // see settle.go
 	expecting bool    // some are of names that a walk found
 	doubtful  map[doubtKey]int

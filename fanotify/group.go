@@ -363,9 +363,9 @@ func (g *Group) Drain() error {
 // could not be done, and to tell events that have been read already, for which epoll wakes
 // nobody. A Wait that has begun is ended if that is earlier than what it waits for.
 func (g *Group) schedule() {
-	at, now := g.retryMounts, len(g.owed) > 0
+	at, now := g.retryMounts, len(g.owed) > 0 || g.movedIn
 	for _, fs := range g.filesystems {
-		for _, due := range []time.Time{fs.retry, fs.again} {
+		for _, due := range []time.Time{fs.retry, fs.again, fs.unguarded} {
 			if at.IsZero() || !due.IsZero() && due.Before(at) {
 				at = due
 			}
@@ -373,7 +373,7 @@ func (g *Group) schedule() {
 		if due := fs.unplaced.told.Add(g.spare); fs.unplaced.ops != 0 && (at.IsZero() || due.Before(at)) {
 			at = due
 		}
-		now = now || len(fs.doubts) > 0
+		now = now || len(fs.doubts) > 0 || fs.stale && fs.retry.IsZero()
 	}
 	for _, q := range g.queues {
 		now = now || len(q.buf) > 0

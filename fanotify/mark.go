@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+var fanotifyMark = unix.FanotifyMark // but in tests that have it fail
+
 // A mark is one fanotify mark and what is asked of it. Its mask is the union
 // of what its users need, counted bit by bit, so that it widens and narrows
 // with them.
@@ -21,7 +23,7 @@ type mark struct {
 // add makes the mark, or widens it, on what fd is open on.
 func (m *mark) add(group, fd int, mask uint64) error {
 	if wider := m.count(mask, 1); wider != 0 {
-		if err := unix.FanotifyMark(group, unix.FAN_MARK_ADD|m.flags, wider, fd, ""); err != nil {
+		if err := fanotifyMark(group, unix.FAN_MARK_ADD|m.flags, wider, fd, ""); err != nil {
 			m.count(mask, -1)
 			return err
 		}
@@ -33,7 +35,7 @@ func (m *mark) add(group, fd int, mask uint64) error {
 // already, with its inode, is no error.
 func (m *mark) remove(group, fd int, mask uint64) error {
 	if unused := m.count(mask, -1); unused != 0 {
-		err := unix.FanotifyMark(group, unix.FAN_MARK_REMOVE|m.flags, unused, fd, "")
+		err := fanotifyMark(group, unix.FAN_MARK_REMOVE|m.flags, unused, fd, "")
 		if err != nil && err != unix.ENOENT {
 			return err
 		}

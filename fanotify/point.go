@@ -45,8 +45,9 @@ type point struct {
 	root  *node       // its root directory
 	view  *view
 
-	fd     int  // of the root, while it is entered; else -1
-	copied bool // it is open in a copy of the mount
+	fd       int  // of the root, while it is entered; else -1
+	copied   bool // it is open in a copy of the mount
+	entering bool // it is about to be
 }
 
 // A mounted has the points at a directory.
@@ -125,9 +126,15 @@ func (p *point) stands() bool {
 // Where that is possible it is in a copy of the mount: then only the superblock is held,
 // and the mount can be unmounted. The copy is in no namespace, so that nothing but fd
 // keeps it. If mounts change all the time it is given up with errUnmounted: the mounts
-// are looked at again then anyway.
+// are looked at again then anyway. It is errMoving if the way to the mount is looked for
+// through the mount itself: of a filesystem that is mounted in itself.
 func (p *point) enter() (fd, id int, err error) {
 	g := p.upper.g
+	if p.entering {
+		return -1, 0, errMoving
+	}
+	p.entering = true
+	defer func() { p.entering = false }()
 	g.leaveMoved()
 	for tries := 0; p.fd < 0; g.leaveMoved() {
 		if tries++; tries > maxEnters {
@@ -266,11 +273,11 @@ type mountTable struct {
 	moves      atomic.Uint64    // how often they have
 }
 
-// open opens what there is; process 1 may be out of sight.
+// open opens what there is; process 1 may be out of sight, and that is all that may be.
 func (t *mountTable) open(g *Group) error {
 	for _, name := range []string{"/proc/self/mountinfo", "/proc/1/mountinfo"} {
 		source, err := mounts.Open(name)
-		if err != nil && len(t.namespaces) > 0 {
+		if len(t.namespaces) > 0 && (errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission)) {
 			break
 		}
 		if err != nil {
@@ -344,17 +351,16 @@ func (g *Group) refresh() {
 			fs.how.forget()
 		}
 	}
+	again := false
+	for _, p := range g.points {
+		again = again || p.failed
+	}
 	for id, p := range g.points {
-		if !p.stands() || !p.seen() {
+		// What is in a mount that could not be watched has another place when that can be.
+		if again && (p.failed || strings.Contains(p.name, "/")) || !p.stands() || !p.seen() {
 			p.lose()
 			g.remove(id)
 			p.upper.how.uncovered(p)
-		}
-	}
-	for _, p := range g.points {
-		if p.failed {
-			p.attach()
-			p.lose()
 		}
 	}
 	for _, n := range g.mounts.namespaces {
@@ -456,7 +462,11 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 		return nil // something is mounted over it, or over a directory above
 	}
 	p := &point{is: is, mount: m, left: left != nil, fd: -1}
-	if !p.placeIn(from.fd, to, bases) || !p.seen() {
+	if err := p.placeIn(from.fd, to, bases); err != nil {
+		g.missed(m, from.view, err)
+		return nil
+	}
+	if p.host == nil || !p.seen() {
 		return nil
 	}
 	return p
@@ -464,23 +474,24 @@ func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) 
 
 // placeIn finds the nearest mount above the point that is watched, and the directory there
 // that has the mount point. What is between, which cannot be watched, becomes part of the
-// point's name. The table's paths are reached from the directory fd by to.
-func (p *point) placeIn(fd int, to func(string) string, bases map[int]base) bool {
+// point's name. If none is watched there is no host. The table's paths are reached from the
+// directory fd by to.
+func (p *point) placeIn(fd int, to func(string) string, bases map[int]base) error {
 	for dir, name := path.Dir(p.mount.Point), path.Base(p.mount.Point); ; dir, name = path.Dir(dir), path.Join(path.Base(dir), name) {
 		in, err := mounts.Identify(fd, to(dir))
 		if err != nil {
-			return false
+			return err
 		}
 		if host, ok := bases[in.ID]; ok {
 			h, _, err := handleAt(fd, to(dir))
 			if err != nil {
-				return false
+				return fmt.Errorf("taking handle of the directory that it is mounted in: %w", err)
 			}
 			p.host, p.upper, p.dir, p.name = host.view, host.fs, host.fs.get(h), name
-			return true
+			return nil
 		}
 		if dir == "/" {
-			return false
+			return nil
 		}
 	}
 }
@@ -518,33 +529,53 @@ const (
 	maxRefused   = 1024      // how many it remembers
 )
 
-// seen says whether a watch tree sees the mount.
-func (p *point) seen() bool {
+// find finds who sees the mount. It returns false if any watch tree may: that could not be
+// found out, as when no file can be opened.
+func (p *point) find() (*scope, bool) {
 	s := &p.upper.g.nesting
-	s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
-	return s.seen()
+	err := s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+	return s, err == nil || err == errGone
 }
 
-// sees says whether w sees the mount.
+// seen says whether a watch tree sees the mount, or may.
+func (p *point) seen() bool {
+	s, sure := p.find()
+	return !sure || s.seen()
+}
+
+// sees says whether w sees the mount, or may.
 func (w *Watch) sees(p *point) bool {
-	s := &w.fs.g.nesting
-	s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+	s, sure := p.find()
 	for i := range s.hits {
 		if h := &s.hits[i]; h.node == w.node && h.reaches(w) && w.tree {
 			return true
 		}
 	}
-	return false
+	return !sure && w.tree
 }
 
-// lose tells the watch trees that see the mount that changes in it may be missing.
+// lose tells the watch trees that see the mount, or may, that changes in it may be missing.
 func (p *point) lose() {
-	s := &p.upper.g.nesting
-	s.findIn(p.upper, p.dir, []byte(p.name), p.host.id)
+	s, sure := p.find()
+	if !sure {
+		p.upper.g.eachTree(p.upper.g.owe)
+		return
+	}
 	for i := range s.hits {
 		for _, w := range s.hits[i].node.watches {
 			if w.tree && s.hits[i].reaches(w) {
 				p.upper.g.owe(w)
+			}
+		}
+	}
+}
+
+// eachTree calls fn for each watch tree.
+func (g *Group) eachTree(fn func(*Watch)) {
+	for _, fs := range g.filesystems {
+		for _, w := range fs.watches {
+			if w.tree {
+				fn(w)
 			}
 		}
 	}

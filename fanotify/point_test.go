@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify/mounts"
+	"ksmbd-notifyd/test/limit"
 )
 
 func mountTmpfs(t *testing.T, dir string) {
@@ -136,18 +137,10 @@ func TestMountRefused(t *testing.T) {
 	drain(t, g)
 	*told, *single = nil, nil
 
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
-		t.Fatal(err)
-	}
 	if err := errJoin(unix.Unmount(dir+"/m", 0), unix.Mount("none", dir+"/m", "tmpfs", 0, "size=1m")); err != nil {
 		t.Fatal(err)
 	}
-	few := was
-	few.Cur = 0 // no new file
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
-		t.Fatal(err)
-	}
+	undo := limit.Files(t, -1)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var errs error
@@ -157,8 +150,8 @@ func TestMountRefused(t *testing.T) {
 			errs = errors.Join(g.Wait(ctx), g.Drain())
 		}
 	}
-	if err := errors.Join(errs, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)); err != nil {
-		t.Fatal(err)
+	if undo(); errs != nil {
+		t.Fatal(errs)
 	}
 	for g.retry.Load() != nil {
 		if err := g.Wait(ctx); err != nil {

@@ -75,8 +75,8 @@ func (g *Group) choose(fd int, dev uint64, tree bool) (chosen, error) {
 	err = canMark(g.queues[0], fd)
 	if kind == unix.BTRFS_SUPER_MAGIC && (err == nil || err == unix.EXDEV) {
 		c, btrfsErr := chooseBtrfs(g.queues[0], fd)
-		if btrfsErr == nil {
-			return c, nil
+		if btrfsErr == nil || isScarce(btrfsErr) { // then it is to be tried again, as what is chosen stays
+			return c, btrfsErr
 		}
 		g.log.Warn("watching a btrfs subvolume directory by directory", "err", btrfsErr)
 	}
@@ -101,8 +101,8 @@ func isRefused(err error) bool {
 // canMark tries to mark the filesystem that fd is in.
 func canMark(q *queue, fd int) error {
 	const mask, how = unix.FAN_DELETE_SELF, unix.FAN_MARK_FILESYSTEM // nothing else asks for it
-	if err := unix.FanotifyMark(q.fd, unix.FAN_MARK_ADD|how, mask, fd, ""); err != nil {
+	if err := fanotifyMark(q.fd, unix.FAN_MARK_ADD|how, mask, fd, ""); err != nil {
 		return err
 	}
-	return unix.FanotifyMark(q.fd, unix.FAN_MARK_REMOVE|how, mask, fd, "")
+	return fanotifyMark(q.fd, unix.FAN_MARK_REMOVE|how, mask, fd, "")
 }

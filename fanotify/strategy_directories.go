@@ -232,7 +232,7 @@ func (s *directoryMarks) mark(n *node, fd int, k walk) (bool, error) {
 	if !n.marked && fs.marked >= fs.g.maxMarks {
 		return false, errTooMany
 	}
-	switch err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
+	switch err := fanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
 	case isRemoved(err):
 		s.unentered = append(s.unentered, unentered{n, k.tell})
 		return false, nil
@@ -287,7 +287,7 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 // own, as where root has no right or the disk is broken, bar notes that unbar is to try again, and
 // returns nil: the rest of the tree is watched all the same. Any other error it returns.
 func (s *directoryMarks) bar(dir *node, name string, err error) error {
-	if err == nil || isOther(err) || isRefused(err) || slices.ContainsFunc(scarce, func(e error) bool { return errors.Is(err, e) }) {
+	if err == nil || isOther(err) || isRefused(err) || isScarce(err) {
 		return err
 	}
 	if len(s.barred) >= s.fs.g.maxMarks {
@@ -304,6 +304,10 @@ func (s *directoryMarks) bar(dir *node, name string, err error) error {
 
 // scarce are the errors for which a tree cannot be marked, whatever directory they are met at.
 var scarce = []error{errTooMany, errUnmounted, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOSPC}
+
+func isScarce(err error) bool {
+	return slices.ContainsFunc(scarce, func(e error) bool { return errors.Is(err, e) })
+}
 
 // unbar tries again to read the directories that could not be, when it is time to. The watch trees
 // that see them are told of an Overflow each time.
@@ -428,8 +432,12 @@ func readHere(dir int, name string) (fd int, h handle, err error) {
 // uncovered marks what a mount had covered. Who sees that lists it anew.
 func (s *directoryMarks) uncovered(p *point) {
 	dir, err := s.open(p.dir, p.host.id)
-	if err != nil {
+	if err == errGone || err == errMoving {
 		return // it has gone, or nobody sees it
+	}
+	if err != nil {
+		s.fs.misnamed()
+		return
 	}
 	defer unix.Close(dir)
 	fd, h, err := readHere(dir, p.name)
@@ -537,7 +545,7 @@ func (s *directoryMarks) removed(n *node) { s.fs.gone(n) }
 // as it is found on disk. All watches are told of an Overflow.
 func (s *directoryMarks) forget() {
 	fs := s.fs
-	began := time.Now()
+	began, failed := time.Now(), !fs.retry.IsZero()
 	fs.retry = began.Add(fs.g.retryAfter)
 	if err := fs.g.reopen(fs.queue); err != nil {
 		fs.g.log.Error("cannot begin anew, will try again", "err", err)
@@ -554,8 +562,8 @@ func (s *directoryMarks) forget() {
 	fs.retry, fs.again = time.Time{}, time.Time{}
 	for _, n := range sites {
 		if mask := n.mask(); mask != 0 {
-			if err := unix.FanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, mask, int(n.dir.Fd()), ""); err != nil {
-				fs.g.log.Warn("cannot mark a directory", "err", err)
+			if err := fanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, mask, int(n.dir.Fd()), ""); err != nil && !n.wasRemoved() {
+				s.retry(began, fmt.Errorf("marking directory: %w", err))
 			}
 		}
 	}
@@ -568,14 +576,22 @@ func (s *directoryMarks) forget() {
 		case r.site != nil && r.wasRemoved():
 			fs.gone(r.node)
 		case err != nil:
-			took := time.Since(began)
-			fs.retry = began.Add(took + max(fs.g.retryAfter, retryShare*took))
-			fs.g.log.Warn("cannot mark a watch tree, clients list it anew until it can be", "err", err)
+			s.retry(began, err)
 		}
 	}
 	for _, n := range fs.nodes {
 		n.pending = false // of what was found here no event tells
 	}
+	if failed && fs.retry.IsZero() {
+		fs.g.movedIn = true // what is mounted below could not be placed meanwhile
+	}
 	fs.g.batch++
 	fs.lost(^Op(0), true)
+}
+
+// retry has forget, which has begun then, try again.
+func (s *directoryMarks) retry(began time.Time, err error) {
+	took := time.Since(began)
+	s.fs.retry = began.Add(took + max(s.fs.g.retryAfter, retryShare*took))
+	s.fs.g.log.Warn("cannot mark a watch tree, clients list it anew until it can be", "err", err)
 }

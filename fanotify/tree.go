@@ -140,6 +140,9 @@ func (fs *filesystem) trim() {
 		fs.forgetTold()
 		fs.how.forget()
 	}
+	if !fs.unguarded.IsZero() && !time.Now().Before(fs.unguarded) {
+		fs.guardAll()
+	}
 	keep := fs.g.maxNodes
 	if !fs.tracked() {
 		keep = 0
@@ -226,6 +229,7 @@ func (fs *filesystem) lookUp(n *node) error {
 }
 
 func (fs *filesystem) find(n *node) (parent *node, name string, err error) {
+	var moving error
 	for _, v := range fs.views {
 		h, name, err := v.above(n.handle)
 		switch {
@@ -235,13 +239,15 @@ func (fs *filesystem) find(n *node) (parent *node, name string, err error) {
 			}
 			fs.hidden = true
 		case err == errOutside || err == errUnmounted:
+		case err == errMoving:
+			moving = err
 		case err != nil:
 			return nil, "", err
 		default:
 			return fs.get(h), name, nil
 		}
 	}
-	return fs.top, "", nil
+	return fs.top, "", moving
 }
 
 // under returns the watched directory that n is in as name, if something is mounted

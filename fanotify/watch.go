@@ -291,11 +291,14 @@ func (g *Group) nest(w *Watch) {
 		return
 	}
 	for _, n := range g.mounts.namespaces {
-		if table, _ := n.Table(); table.Lookup(w.mountID) != nil {
-			if table.Holds(w.mountID) {
-				n.Forget() // a directory may have been renamed that is above a mount
-			}
-			g.extend(n, map[int]base{w.mountID: top}, top.path, func(*point) {})
+		table, err := n.Table()
+		if err == nil && table.Lookup(w.mountID) == nil {
+			continue
+		}
+		if table.Holds(w.mountID) {
+			n.Forget() // a directory may have been renamed that is above a mount
+		}
+		if g.extend(n, map[int]base{w.mountID: top}, top.path, func(*point) {}); err == nil {
 			return
 		}
 	}
