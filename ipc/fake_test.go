@@ -41,16 +41,19 @@ type world struct {
 	batch   int           // items that Next returns, if not 1
 
 	// fanotify
-	refuse    error // for Watch to return
-	queue     []func()
-	lost      uint64        // overflows of it
-	unsettled int           // for how many Drains
-	lacking   error         // for Confirm to return
-	mounts    []string      // below each watch
-	elsewhere bool          // no watch has its marks in the first queue
-	watch     []*fakeWatch  // in the order of Watch
-	wake      chan struct{} // lets WaitUntil return
-	bell      chan struct{}
+	refuse     error                          // for Watch to return
+	meanwhile  func(fn func(fanotify.Change)) // called in Watch, with what the new watch is told by
+	failing    map[string]error               // of other methods, by their names
+	queue      []func()
+	lost       uint64        // overflows of it
+	unsettled  int           // for how many Drains
+	lacking    error         // for Confirm to return
+	mounts     []string      // below each watch
+	slowDetach time.Duration // that Detach takes
+	elsewhere  bool          // no watch has its marks in the first queue
+	watch      []*fakeWatch  // in the order of Watch
+	wake       chan struct{} // lets WaitUntil return
+	bell       chan struct{}
 }
 
 type fakeWatch struct {
@@ -168,6 +171,9 @@ func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanot
 	}
 	f := &fakeWatch{w: g.world, path: dir.Name(), tree: tree, ops: ops, fn: fn}
 	g.world.watch = append(g.world.watch, f)
+	if g.meanwhile != nil {
+		g.meanwhile(fn)
+	}
 	return f, nil
 }
 
@@ -225,6 +231,10 @@ func (g fakeGroup) Settled() bool {
 
 func (g fakeGroup) Detach() (*os.File, error) {
 	g.tell("detach")
+	time.Sleep(g.slowDetach)
+	if err := g.failing["detach"]; err != nil {
+		return nil, err
+	}
 	return os.Open(os.DevNull)
 }
 
@@ -241,7 +251,7 @@ func (f *fakeWatch) Close() error {
 		f.w.t.Error("watch is closed twice")
 	}
 	f.closed = true
-	return nil
+	return f.w.failing["close"]
 }
 
 // happens puts a change in the fanotify queue of the i-th watch. Names are

@@ -124,26 +124,33 @@ func OpenProcess(command func() *exec.Cmd) Opener {
 		for _, f := range theirs {
 			f.Close()
 		}
-		var conn net.Conn
-		if err == nil {
-			go cmd.Wait() // it ends when we do, or when it can
-			conn, err = net.FileConn(ours[1])
-		}
-		ours[1].Close()
 		if err != nil {
 			ours[0].Close()
+			ours[1].Close()
 			return nil, fmt.Errorf("starting a process: %w", err)
 		}
-		p := &process{
-			enc: gob.NewEncoder(ours[0]), dec: gob.NewDecoder(ours[0]), calls: ours[0], wakes: conn.(*net.UnixConn),
-			awake: make(chan struct{}, 1), watches: make(map[uint64]func(fanotify.Change)),
-		}
-		if _, err := p.answer(); err != nil { // it has opened fanotify
-			p.Close()
-			return nil, err
-		}
-		return p, nil
+		go cmd.Wait() // it ends when we do, or when it can
+		return connect(ours)
 	}
+}
+
+// connect returns the group of the process that has the other ends.
+func connect(ours [2]*os.File) (Group, error) {
+	conn, err := net.FileConn(ours[1])
+	ours[1].Close()
+	if err != nil {
+		ours[0].Close()
+		return nil, fmt.Errorf("talking to a process: %w", err)
+	}
+	p := &process{
+		enc: gob.NewEncoder(ours[0]), dec: gob.NewDecoder(ours[0]), calls: ours[0], wakes: conn.(*net.UnixConn),
+		awake: make(chan struct{}, 1), watches: make(map[uint64]func(fanotify.Change)),
+	}
+	if _, err := p.answer(); err != nil { // it has opened fanotify
+		p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // socketPairs returns one for calls and one for what goes beside them.
@@ -318,12 +325,14 @@ func (m *remoteMark) Handover() ([]string, bool) { return nil, false }
 // open opens, and ends when nobody wants it any more. The files are those that it
 // was started with.
 func ServeGroup(calls, wakes *os.File, open Opener) error {
+	defer calls.Close()
 	conn, err := net.FileConn(wakes)
 	wakes.Close()
 	if err != nil {
 		return err
 	}
 	beside := conn.(*net.UnixConn)
+	defer beside.Close()
 	enc, dec := gob.NewEncoder(calls), gob.NewDecoder(calls)
 	s := &served{enc: enc, beside: beside, watches: make(map[uint64]Mark), drained: make(chan struct{}, 1)}
 	if s.group, err = open(Superblock{}); err != nil {
@@ -341,7 +350,9 @@ func ServeGroup(calls, wakes *os.File, open Opener) error {
 		case err != nil:
 			return err
 		}
-		if err := enc.Encode(s.do(c)); err != nil {
+		a := s.do(c)
+		a.Changes, s.changes = s.changes, nil // also of what was told by Watch or Close: nobody may Drain for long
+		if err := enc.Encode(a); err != nil {
 			return err
 		}
 	}
@@ -402,9 +413,7 @@ func (s *served) do(c call) answer {
 		case s.drained <- struct{}{}:
 		default:
 		}
-		a := s.failed(errors.Join(err, s.lost))
-		a.Changes, s.changes = s.changes, nil
-		return a
+		return s.failed(errors.Join(err, s.lost))
 	}
 }
 
@@ -444,18 +453,20 @@ func (s *served) told(watch uint64, c fanotify.Change) {
 // directory takes the directory that goes with a call.
 func (s *served) directory(name string) (*os.File, error) {
 	rights := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := s.beside.ReadMsgUnix(make([]byte, 1), rights)
+	_, n, flags, _, err := s.beside.ReadMsgUnix(make([]byte, 1), rights) // close-on-exec
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {                        // the kernel could not open it here, and does not say why
+		err = unix.EMFILE
+	}
 	if err != nil {
 		return nil, fmt.Errorf("taking a directory: %w", err)
 	}
 	messages, err := unix.ParseSocketControlMessage(rights[:n])
 	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("taking a directory: %d messages: %w", len(messages), cmpErrno(unix.EPROTO))
+		return nil, fmt.Errorf("taking a directory: %d messages: %w", len(messages), unix.EPROTO)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("taking a directory: %d descriptors: %w", len(fds), cmpErrno(unix.EPROTO))
+	if err != nil { // there is room for one
+		return nil, fmt.Errorf("taking a directory: %w", unix.EPROTO)
 	}
-	unix.CloseOnExec(fds[0])
 	return os.NewFile(uintptr(fds[0]), name), nil
 }

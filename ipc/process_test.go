@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify"
+	"ksmbd-notifyd/test/limit"
 )
 
 // serveGroup has the test program serve a group, see TestMain.
@@ -186,5 +187,202 @@ func TestProcessDies(t *testing.T) {
 	}
 	if !errors.Is(err, errLost) {
 		t.Errorf("WaitUntil: %v", err)
+	}
+}
+
+// served is a group that is another's but for this test, which has a goroutine in the place of the process.
+func serveFake(t *testing.T, open func(w *world) Opener) (w *world, g Group, err error, ended <-chan error) {
+	t.Helper()
+	w = newWorld(t)
+	ours, theirs, err := socketPairs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := make(chan error, 1)
+	go func() { end <- ServeGroup(theirs[0], theirs[1], open(w)) }()
+	if g, err = connect(ours); err == nil {
+		t.Cleanup(func() { g.Close() })
+	}
+	return w, g, err, end
+}
+
+func fakeOpener(w *world) Opener { return w.opens }
+
+// What is asked of a process is done there, and what it is told is told here: all of it, and also
+// what is told while it does something else.
+func TestServeGroup(t *testing.T) {
+	w, g, err, ended := serveFake(t, fakeOpener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	tell := func(c fanotify.Change) {
+		got = append(got, fmt.Sprintf("%v %s>%s %v %v", c.Op, c.OldName, c.Name, c.OldName == nil, c.Name == nil))
+	}
+	first, err := g.Watch(openDir(t, "/"), true, create, tell)
+	if err != nil || first.Strategy() != "tree true" {
+		t.Fatalf("%v, %v", first, err)
+	}
+	w.meanwhile = func(fn func(fanotify.Change)) {
+		fn(fanotify.Change{Op: overflow})
+		w.watch[0].fn(fanotify.Change{Op: rename, OldName: []byte{}})
+		w.watch[0].fn(fanotify.Change{Op: rename, Name: []byte{}})
+	}
+	second, err := g.WatchMount(openDir(t, "/"), 7, create, tell)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		fmt.Sprintf("%v > true true", overflow), fmt.Sprintf("%v > false true", rename), fmt.Sprintf("%v > true false", rename),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("while it was watched, told %q, want %q", got, want)
+	}
+	got, want = nil, nil
+	for i := range 2*partOfDrain + 1 {
+		w.happens(0, create, fmt.Sprint(i))
+		want = append(want, fmt.Sprintf("%v >%d true false", create, i))
+	}
+	w.wake <- struct{}{}
+	if ready, err := g.WaitUntil(time.Time{}); !ready || err != nil {
+		t.Errorf("ready %v, %v", ready, err)
+	}
+	w.lost = 3
+	if err := g.Drain(); err != nil || g.Overflows() != 3 {
+		t.Errorf("%v, %d overflows", err, g.Overflows())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%d changes, want %d: %.300q", len(got), len(want), got)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := second.Close(); !errors.Is(err, unix.EIO) { // an error without a number
+		t.Errorf("closed twice: %v", err)
+	}
+	w.refuse = fmt.Errorf("marking: %w", unix.ENOSPC)
+	if _, err := g.Watch(openDir(t, "/"), true, create, tell); !errors.Is(err, unix.ENOSPC) || err.Error() != w.refuse.Error() {
+		t.Errorf("refused: %v", err)
+	}
+	if err := g.SleepUntil(time.Now()); err != nil {
+		t.Error(err)
+	}
+	g.Leave(nil, nil)
+	if _, ok := first.Handover(); ok || !g.Settled() {
+		t.Error("what may hang is handed over")
+	}
+	_, err = g.Detach()
+	for _, err := range []error{err, g.Inherit(nil), g.Confirm()} {
+		if !errors.Is(err, errHere) {
+			t.Errorf("it is handed over: %v", err)
+		}
+	}
+	g.Close()
+	if err := <-ended; err != nil {
+		t.Errorf("the process ends with %v", err)
+	}
+}
+
+// A directory that the process cannot take is an error there, which says why, and the next one is its own.
+func TestServeGroupDirectory(t *testing.T) {
+	_, g, err, _ := serveFake(t, fakeOpener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := g.(*process)
+	watch := func() error {
+		_, err := g.Watch(openDir(t, "/"), false, create, nil)
+		return err
+	}
+	dir := openDir(t, "/")
+	undo := limit.Files(t, -1)
+	_, err = g.Watch(dir, false, create, nil)
+	undo()
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("with too few files: %v", err)
+	}
+	for _, beside := range [][]byte{nil, unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid())})} {
+		if _, _, err := p.wakes.WriteMsgUnix([]byte{0}, beside, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.do(call{What: callWatch, Watch: 99}); !errors.Is(err, unix.EPROTO) {
+			t.Errorf("with %d bytes beside it: %v", len(beside), err)
+		}
+	}
+	if err := watch(); err != nil {
+		t.Errorf("the next one: %v", err)
+	}
+}
+
+// What goes wrong in the process, or with it, is heard.
+func TestServeGroupFails(t *testing.T) {
+	if _, _, err, ended := serveFake(t, func(*world) Opener {
+		return func(Superblock) (Group, error) { return nil, fmt.Errorf("opening: %w", unix.EMFILE) }
+	}); !errors.Is(err, unix.EMFILE) || <-ended != nil {
+		t.Errorf("it cannot be opened: %v", err)
+	}
+	_, g, err, _ := serveFake(t, func(w *world) Opener {
+		return func(Superblock) (Group, error) { return deafGroup{w.fake()}, nil }
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.WaitUntil(time.Time{}); !errors.Is(err, errLost) {
+		t.Errorf("it cannot wait: %v", err)
+	}
+	_, g, err, _ = serveFake(t, func(w *world) Opener {
+		return func(Superblock) (Group, error) { return brokenGroup{w.fake()}, nil }
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Drain(); err == nil || err.Error() != errOther.Error() {
+		t.Errorf("it cannot drain: %v", err)
+	}
+	_, g, err, ended := serveFake(t, fakeOpener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.(*process).calls.WriteString("\x03nonsense"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("it takes nonsense for a call")
+	}
+	for what, do := range map[string]func() error{
+		"watching": func() error { _, err := g.Watch(openDir(t, "/"), false, create, nil); return err },
+		"draining": g.Drain,
+	} {
+		if err := do(); !errors.Is(err, errLost) {
+			t.Errorf("%s when it has ended: %v", what, err)
+		}
+	}
+}
+
+// However few files can be opened, a process is started as a whole, or not at all and that is said.
+func TestOpenProcessWithFewFiles(t *testing.T) {
+	g, _ := openProcess(t) // what the runtime opens once is open
+	g.Close()
+	for n := 0; ; n++ {
+		before := countFDs(t)
+		undo := limit.Files(t, n)
+		g, err := OpenProcess(groupCommand)(Superblock{})
+		undo()
+		if err == nil {
+			g.Close()
+			break
+		}
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, errLost) || n > 20 {
+			t.Fatalf("with %d files: %v", n, err)
+		}
+		if after := countFDs(t); after > before {
+			t.Errorf("with %d files: %d file descriptors before, %d after", n, before, after)
+		}
+	}
+	undo := limit.Files(t, -1)
+	_, err := OpenFanotify(slog.New(slog.DiscardHandler))(Superblock{})
+	undo()
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("fanotify with no file: %v", err)
 	}
 }
