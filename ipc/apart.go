@@ -4,6 +4,7 @@ package ipc
 
 import (
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,11 +47,19 @@ func (l *worker) watchApart(dir *os.File, m mounts.Mount) fanotify.Apart {
 	if since := a.by.since.Load(); since == 0 || time.Since(time.Unix(0, since)) < armWithin {
 		select {
 		case <-armed:
-			a.Take(func(fanotify.Change) {}) // nobody has listed anything yet
+			a.forgive()
 		case <-time.After(armWithin):
 		}
 	}
 	return a
+}
+
+// forgive forgets what was to be told of the time before the mount was watched: nobody has
+// listed anything yet. That it is not watched stays.
+func (a *apart) forgive() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.changes = slices.DeleteFunc(a.changes, func(c fanotify.Change) bool { return c.Op != fanotify.Gone })
 }
 
 // arm watches the mount. In by's goroutine.
