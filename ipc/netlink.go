@@ -261,12 +261,12 @@ func (k *ksmbd) exchange(replies bool) (reply []byte, err error) {
 			k.doubt = true
 			continue
 		case err != nil:
-			return nil, err
+			return nil, fmt.Errorf("%w: %v", errNoReply, err) // not %w: ksmbd may have done what it was asked for
 		}
 		for rest := k.in[:n]; len(rest) > 0; {
 			var m genl.Message
 			if m, rest, err = genl.NextMessage(rest); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%w: %v", errNoReply, err)
 			}
 			switch {
 			case m.Reply && m.Seq == k.seq:
@@ -278,6 +278,7 @@ func (k *ksmbd) exchange(replies bool) (reply []byte, err error) {
 	}
 }
 
+// errNoReply: what it has replied, if it has, is lost.
 var errNoReply = errors.New("ksmbd did not reply")
 
 // lastErr returns the error that the last message was answered by, if it was.

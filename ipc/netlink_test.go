@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/genl"
+	"ksmbd-notifyd/test/limit"
 )
 
 // netlinkWorld is a generic netlink with or without ksmbd's family.
@@ -39,6 +40,16 @@ type netlinkWorld struct {
 	acked   []uint64
 	ended   []uint64 // requests that have
 	log     []string
+
+	faults  map[string]error    // of what is done with a socket, each met once
+	replies []genetlink.Message // to register, if not nil
+}
+
+// fault returns the error that is to be met, if any.
+func (w *netlinkWorld) fault(what string) error {
+	err := w.faults[what]
+	delete(w.faults, what)
+	return err
 }
 
 // groupOfControl is the group id of nlctrl's notify.
@@ -57,6 +68,9 @@ type fakeSocket struct {
 func (w *netlinkWorld) dial() (socket, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.fault(fmt.Sprint("dial ", w.sockets)); err != nil {
+		return nil, err
+	}
 	w.sockets++
 	return &fakeSocket{w: w, rings: make(chan error, 16), closed: make(chan struct{})}, nil
 }
@@ -98,6 +112,9 @@ func (w *netlinkWorld) said(want ...string) {
 func (s *fakeSocket) GetFamily(name string) (genetlink.Family, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
+	if err := s.w.fault("family " + name); err != nil {
+		return genetlink.Family{Name: name}, err
+	}
 	switch {
 	case name == "nlctrl":
 		return genetlink.Family{ID: unix.GENL_ID_CTRL, Name: name,
@@ -112,6 +129,9 @@ func (s *fakeSocket) GetFamily(name string) (genetlink.Family, error) {
 func (s *fakeSocket) JoinGroup(id uint32) error {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
+	if err := s.w.fault(fmt.Sprint("group ", id)); err != nil {
+		return err
+	}
 	if s.groups == nil {
 		s.w.bells = append(s.w.bells, s)
 	}
@@ -120,7 +140,7 @@ func (s *fakeSocket) JoinGroup(id uint32) error {
 }
 
 func (s *fakeSocket) SetReadBuffer(bytes int) error  { return nil }
-func (s *fakeSocket) SetWriteBuffer(bytes int) error { return nil }
+func (s *fakeSocket) SetWriteBuffer(bytes int) error { return s.w.fault("buffer") }
 
 func (s *fakeSocket) Wait() error {
 	select {
@@ -151,6 +171,10 @@ func (s *fakeSocket) Execute(m genetlink.Message, family uint16, flags netlink.H
 	reply, errno := s.do(m.Header.Command, family, m.Data)
 	if errno != 0 {
 		return nil, &netlink.OpError{Op: "receive", Err: errno, Message: "in words"}
+	}
+	if s.w.replies != nil {
+		defer func() { s.w.replies = nil }()
+		return s.w.replies, nil
 	}
 	return []genetlink.Message{{Data: reply}}, nil
 }
@@ -469,27 +493,51 @@ func TestDaemonUnknownWatch(t *testing.T) {
 }
 
 func TestDaemonErrors(t *testing.T) {
+	other, err := genl.Register{Version: genl.ProtocolVersion + 1}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, test := range map[string]struct {
-		family uint16
-		errno  unix.Errno
-		once   bool
-		want   error
+		family  uint16
+		errno   unix.Errno
+		once    bool
+		want    error
+		faults  map[string]error
+		early   bool // before it looks for ksmbd
+		replies []genetlink.Message
 	}{
-		"once":    {0, 0, true, ErrNoFamily},
-		"busy":    {30, unix.EBUSY, false, ErrBusy},
-		"version": {30, unix.EPROTONOSUPPORT, false, ErrVersion},
-		"other":   {30, unix.EPERM, false, unix.EPERM},
+		"once":                 {once: true, want: ErrNoFamily},
+		"busy":                 {family: 30, errno: unix.EBUSY, want: ErrBusy},
+		"version":              {family: 30, errno: unix.EPROTONOSUPPORT, want: ErrVersion},
+		"other":                {family: 30, errno: unix.EPERM, want: unix.EPERM},
+		"unloaded meanwhile":   {family: 30, errno: unix.ENOENT, once: true, want: ErrNoFamily},
+		"unloaded before that": {family: 30, faults: map[string]error{"group 30": unix.ENOENT}, once: true, want: ErrNoFamily},
+		"version of the reply": {family: 30, replies: []genetlink.Message{{Data: other}}, want: ErrVersion},
+		"no socket":            {family: 30, faults: map[string]error{"dial 0": unix.EMFILE}, early: true, want: unix.EMFILE},
+		"no second socket":     {family: 30, faults: map[string]error{"dial 1": unix.EMFILE}, want: unix.EMFILE},
+		"no controller":        {family: 30, faults: map[string]error{"family nlctrl": unix.EIO}, early: true, want: unix.EIO},
+		"no news of families":  {family: 30, faults: map[string]error{"group 16": unix.EIO}, early: true, want: unix.EIO},
+		"no answer":            {family: 30, faults: map[string]error{"family " + genl.FamilyName: unix.EIO}, want: unix.EIO},
+		"no doorbell":          {family: 30, faults: map[string]error{"group 30": unix.EPERM}, want: unix.EPERM},
+		"no room":              {family: 30, faults: map[string]error{"buffer": unix.EPERM}, want: unix.EPERM},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &netlinkWorld{t: t, family: test.family, errno: test.errno}
-				_, _, end := w.running(test.once)
+				w := &netlinkWorld{t: t, family: test.family, errno: test.errno, faults: test.faults, replies: test.replies}
+				queue, err := os.Open(os.DevNull)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _, end := w.running(test.once, func(d *Daemon) { d.Inherited = &Handover{Parts: []Part{{Queue: queue}}} })
 				synctest.Wait()
-				err := end()
+				if err := queue.Close(); !errors.Is(err, os.ErrClosed) && !test.early {
+					t.Error("what was inherited is left open")
+				}
+				err = end()
 				if !errors.Is(err, test.want) {
 					t.Errorf("Run: %v, want %v", err, test.want)
 				}
-				if test.want == unix.EPERM && !strings.Contains(err.Error(), "in words") {
+				if test.errno == unix.EPERM && !strings.Contains(err.Error(), "in words") {
 					t.Errorf("ksmbd's own words are lost: %v", err)
 				}
 				if w.sockets != 0 {
@@ -497,6 +545,51 @@ func TestDaemonErrors(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A reply to register that nobody understands is asked for again.
+func TestDaemonStartsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, replies := range [][]genetlink.Message{{}, {{}, {}}, {{Data: []byte{1, 2, 3}}}} {
+			w := &netlinkWorld{t: t, family: 30, replies: replies}
+			_, lines, end := w.running(false)
+			synctest.Wait()
+			w.said("register 30", "serving false")
+			sleepRetry()
+			w.said("register 30", "serving true")
+			if !strings.Contains(lines.String(), "starting over") {
+				t.Errorf("it says %s", lines)
+			}
+			w.end(end)
+		}
+		// It ends meanwhile.
+		w := &netlinkWorld{t: t, family: 30, replies: []genetlink.Message{}}
+		_, _, end := w.running(false)
+		synctest.Wait()
+		w.end(end)
+	})
+}
+
+// ksmbd is unloaded just when it was found, and loaded again.
+func TestDaemonMissesModule(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30, faults: map[string]error{"group 30": unix.ENOENT}}
+		_, _, end := w.running(false)
+		synctest.Wait()
+		w.said("serving false")
+		w.load(31)
+		synctest.Wait()
+		w.said("register 31", "serving true")
+		w.end(end)
+	})
+}
+
+// A family that is not what it is called cannot be listened to.
+func TestJoinGroup(t *testing.T) {
+	s := &fakeSocket{w: new(netlinkWorld)}
+	if err := joinGroup(s, genetlink.Family{Name: "other"}, genl.McgrpNotifyd); err == nil || !strings.Contains(err.Error(), "no group") {
+		t.Errorf("no such group: %v", err)
 	}
 }
 
@@ -557,6 +650,86 @@ type failing struct {
 
 func (f failing) Send([]byte) error { return f.err }
 
+// scripted is a socket from which that is received, datagrams or errors.
+type scripted struct {
+	socket
+	answers []any
+}
+
+func (*scripted) Send([]byte) error { return nil }
+
+func (s *scripted) Recv(b []byte) (int, error) {
+	if len(s.answers) == 0 {
+		return 0, unix.EAGAIN
+	}
+	next := s.answers[0]
+	s.answers = s.answers[1:]
+	if err, ok := next.(error); ok {
+		return 0, err
+	}
+	return copy(b, next.([]byte)), nil
+}
+
+// A reply that is lost may have had items in it: only another registration has ksmbd offer them
+// again. So it is whatever the reason is called.
+func TestLostReplies(t *testing.T) {
+	for _, answers := range [][]any{
+		nil,
+		{unix.ENOBUFS},
+		{unix.EMSGSIZE},
+		{unix.ENOMEM},
+		{[]byte("nonsense")},
+		{make([]byte, 64)},
+	} {
+		k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: &scripted{answers: answers}, in: make([]byte, 4096)}
+		if _, _, err := k.Next(); !errors.Is(err, errLost) || errors.Is(err, ErrRetry) || errors.Is(err, genl.ErrMalformed) {
+			t.Errorf("after %v: %v", answers, err)
+		}
+		k.socket = &scripted{answers: answers}
+		if _, err := k.Causes(); err == nil {
+			t.Errorf("after %v: there are causes", answers)
+		}
+	}
+}
+
+// ksmbd's own words are told.
+func TestWords(t *testing.T) {
+	datagram := genl.AppendMessage(nil, unix.NLMSG_ERROR, 0, 1)[:unix.NLMSG_HDRLEN]
+	binary.NativeEndian.PutUint16(datagram[6:], unix.NLM_F_CAPPED|unix.NLM_F_ACK_TLVS)
+	datagram = append(binary.NativeEndian.AppendUint32(datagram, uint32(0xffffffff-uint32(unix.EINVAL)+1)), make([]byte, unix.NLMSG_HDRLEN)...)
+	datagram = binary.NativeEndian.AppendUint16(datagram, 4+8)
+	datagram = append(binary.NativeEndian.AppendUint16(datagram, 1), "no good\x00"...) // NLMSGERR_ATTR_MSG
+	genl.EndMessage(datagram, 0)
+	k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: &scripted{answers: []any{datagram}}, in: make([]byte, 4096)}
+	if _, _, err := k.Next(); !errors.Is(err, unix.EINVAL) || !errors.Is(err, ErrRetry) || !strings.HasSuffix(err.Error(), "no good") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// What cannot be sent is an error of each request, and of the acknowledgements nobody hears.
+func TestNothingIsSent(t *testing.T) {
+	k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: failing{err: unix.ENOBUFS}}
+	k.Ack(1, 0)
+	k.Flush()
+	completions := []Completion{{Request: 1, Status: genl.StatusEnumDir}, {Request: 2, Status: genl.StatusEnumDir}}
+	k.Complete(completions)
+	for _, c := range completions {
+		if !errors.Is(c.Err, unix.ENOBUFS) {
+			t.Errorf("request %d: %v", c.Request, c.Err)
+		}
+	}
+	if len(k.out)+len(k.acks) > 0 {
+		t.Error("some of it is kept")
+	}
+	w := &netlinkWorld{t: t, family: 30}
+	s := &fakeSocket{w: w}
+	w.daemon = s
+	k = &ksmbd{log: slog.New(slog.DiscardHandler), socket: s, family: genetlink.Family{ID: 30}, in: make([]byte, 4096)}
+	if m, err := k.Causes(); err != nil || m.Lost != 0 || m.Causes != nil {
+		t.Errorf("causes %+v, %v", m, err)
+	}
+}
+
 // Each of many completions in a datagram has an end of its own, and what goes with
 // them does not confuse it.
 func TestCompletions(t *testing.T) {
@@ -611,6 +784,23 @@ func TestRealNetlink(t *testing.T) {
 	defer s.Close()
 	if _, err := getFamily(s); err != nil && !errors.Is(err, ErrNoFamily) {
 		t.Error(err)
+	}
+	if err := FindFamily(); err != nil && !errors.Is(err, ErrNoFamily) {
+		t.Error(err)
+	}
+	undo := limit.Files(t, -1)
+	err = FindFamily()
+	undo()
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("with no file: %v", err)
+	}
+	datagram := genl.AppendMessage(nil, unix.GENL_ID_CTRL, 99, 1) // is an error
+	genl.EndMessage(datagram, 0)
+	if err := s.Send(datagram); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(make([]byte, 1)); err != unix.EMSGSIZE {
+		t.Errorf("an answer that is longer than the buffer: %v", err)
 	}
 
 	d := NewDaemon(slog.New(slog.DiscardHandler), nil)
