@@ -27,11 +27,26 @@ func TestPolicyTells(t *testing.T) {
 		{Policy{Shares: map[string]bool{"docs": false}}, "music", true},
 		{Policy{Shares: map[string]bool{FoldShare("Ärger"): false}}, "a\u0308rger", false}, // as ksmbd has it
 		{Policy{Shares: map[string]bool{FoldShare("Straße"): false}}, "STRASSE", false},
+		{Policy{Shares: map[string]bool{FoldShare("a\xffB"): false}}, "A\xffb", false}, // no UTF-8
 		{Policy{Off: true, Shares: map[string]bool{"docs": true}}, "Docs", true},
 		{Policy{Off: true, Shares: map[string]bool{"docs": true}}, "music", false},
 	} {
 		if got := test.policy.Tells(test.share); got != test.want {
 			t.Errorf("%+v, %s: %v", test.policy, test.share, got)
+		}
+	}
+}
+
+func TestPolicyString(t *testing.T) {
+	for want, p := range map[string]Policy{
+		"":                     {},
+		"change notify is off": {Off: true, Shares: map[string]bool{"quiet": false}},
+		"change notify is off but in docs, music":                           {Off: true, Shares: map[string]bool{"music": true, "docs": true}},
+		"change notify is off in quiet":                                     {Shares: map[string]bool{"quiet": false, "docs": true}},
+		"a user may have 5 watches; 7 KiB of records may wait for a client": {UserWatches: 5, ClientKiB: 7},
+	} {
+		if got := p.String(); got != want {
+			t.Errorf("%+v: %q, want %q", p, got, want)
 		}
 	}
 }

@@ -104,6 +104,12 @@ func (b *inbox) empty() bool {
 	return len(b.items)+len(b.ends) == 0
 }
 
+// abandon drops all: nobody takes it any more.
+func (b *inbox) abandon() {
+	taken, _ := b.take()
+	release(taken)
+}
+
 // release closes what items refer to that nobody acts upon any more.
 func release(items []any) {
 	for _, what := range items {

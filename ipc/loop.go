@@ -237,18 +237,21 @@ func (l *loop) end(stop context.CancelFunc) {
 	timeout := time.NewTimer(endWithin)
 	defer timeout.Stop()
 	for fs, w := range l.workers {
+		hangs := w
 		select {
 		case <-w.ended:
-			delete(l.past, fs)
-			continue
+			hangs = w.before
 		default:
+			select {
+			case <-w.ended:
+				hangs = w.before
+			case <-timeout.C:
+				timeout.Reset(0)
+			}
 		}
-		select {
-		case <-w.ended:
+		if l.past[fs] = hangs; hangs == nil {
 			delete(l.past, fs)
-		case <-timeout.C:
-			timeout.Reset(0)
-			l.past[fs] = w
+			w.inbox.abandon() // what came after it had ended
 		}
 	}
 	for _, part := range l.heirs {
@@ -273,6 +276,9 @@ func (l *loop) serve(ctx, working context.Context) error {
 			l.settle()
 			return nil
 		default:
+			for _, item := range items {
+				release([]any{item})
+			}
 			return err
 		}
 		l.dispatch(working, items)
@@ -285,15 +291,14 @@ func (l *loop) serve(ctx, working context.Context) error {
 }
 
 // fetch takes items from ksmbd, and more of them if a user seems to have too many
-// watches: that others have ended, ksmbd may tell later. An error that is met when there
-// are items already is left for the next time: these items must not be lost by it.
+// watches: that others have ended, ksmbd may tell later. An error that may pass, and is met
+// when there are items already, is left for the next time: these are not to wait for that.
 func (l *loop) fetch() (items []genl.Item, more bool, err error) {
 	items, more, err = l.kernel.Next()
 	for err == nil && more && len(items) < maxFetched && l.crowded(items) {
 		var others []genl.Item
 		others, more, err = l.kernel.Next()
-		items = append(items, others...)
-		if err != nil && !errors.Is(err, genl.ErrMalformed) { // which is the only one that does not come again
+		if items = append(items, others...); errors.Is(err, ErrRetry) {
 			return items, true, nil
 		}
 	}

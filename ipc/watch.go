@@ -59,7 +59,7 @@ func (l *worker) watch(item genl.Item) {
 	if known {
 		dir.Close()
 	} else {
-		w, err = l.arm(item, dir)
+		w, err = l.arm(item, dir, about, log)
 	}
 	// Not before: whoever asked may be changing things already.
 	log.Debug("watch", "watch", item.WatchID, "path", about.Directory, "tree", item.Tree, "filter", Filter(item.Filter),
@@ -74,7 +74,6 @@ func (l *worker) watch(item genl.Item) {
 		l.refused(item, about, log, err)
 	default:
 		l.mu.Lock()
-		w.about, w.log = about, log
 		w.about.Strategy = w.mark.Strategy()
 		l.watches[w.id] = w
 		if item.Tree {
@@ -98,12 +97,15 @@ func (l *worker) open(item genl.Item) (*os.File, WatchStatus) {
 	}
 }
 
-// arm makes a watch of an item and has dir watched for it.
-func (l *worker) arm(item genl.Item, dir *os.File) (*watch, error) {
+// arm makes a watch of an item and has dir watched for it. It may be told of something before
+// that has returned.
+func (l *worker) arm(item genl.Item, dir *os.File, about WatchStatus, log *slog.Logger) (*watch, error) {
 	w := &watch{
 		id:     item.WatchID,
 		filter: Filter(item.Filter),
 		queue:  queue{limit: int(item.BufferLength), budget: l.budget.of(item)},
+		about:  about,
+		log:    log,
 	}
 	name := "watching " + dir.Name()
 	l.begin(&name)
@@ -162,9 +164,6 @@ func (l *worker) request(item genl.Item) {
 		l.log.Error("request came twice", "request", item.RequestID, "watch", item.WatchID)
 		return
 	}
-	if len(l.outbox) > 0 && w.telling {
-		l.flush()
-	}
 	l.accept(w, item)
 	l.deliver(w)
 	l.kernel.Ack(item.RequestID, 0)
@@ -206,7 +205,7 @@ func (l *worker) drop(w *watch) {
 	name := "ending the watch of " + w.about.Directory
 	l.begin(&name)
 	defer l.end()
-	if err := w.mark.Close(); err != nil {
+	if err := w.mark.Close(); err != nil && !errors.Is(err, errLost) { // with all watches of the process, of which is told
 		l.log.Warn("ending a watch failed", "watch", w.id, "err", err)
 	}
 }

@@ -110,12 +110,14 @@ func (l *worker) poke() {
 // run does what there is to do until ctx is done, or the worker is retired.
 func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 	defer close(l.ended)
+	defer l.inbox.abandon()
 	if l.before != nil {
 		l.begin(&waitingBefore)
 		select {
 		case <-l.before.ended:
 			l.before = nil
 		case <-ctx.Done():
+			l.since.Store(0) // who comes next speaks of it
 			return nil
 		}
 		l.end()
@@ -206,6 +208,7 @@ func (l *worker) start(ctx context.Context, open Opener) bool {
 		err := l.openGroup(open)
 		l.end()
 		if err == nil {
+			l.poke() // what ended the wait below is yet to be done
 			return true
 		}
 		if errors.Is(err, unix.EMFILE) && l.merge(l) {
