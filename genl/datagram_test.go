@@ -48,7 +48,7 @@ func TestNextMessage(t *testing.T) {
 	request := Ack{ID: 1}.Append(AppendMessage(nil, 30, CmdAck, 5))
 	EndMessage(request, 0)
 	enoent := binary.NativeEndian.AppendUint32(nil, ^uint32(unix.ENOENT)+1)
-	said := appendString(nil, errorWords, "in words\x00")
+	said := append(appendUint32(nil, errorWords+1, 9), appendString(nil, errorWords, "in words\x00")...) // after another
 	reply := []byte{CmdNext, 1, 0, 0, 4, 0, 1, 0}
 	b := bytes.Join([][]byte{
 		fromKernel(unix.NLMSG_ERROR, 0, 5, enoent, request),
@@ -71,6 +71,29 @@ func TestNextMessage(t *testing.T) {
 	}
 	if len(b) != 0 {
 		t.Errorf("% x is left", b)
+	}
+}
+
+func TestNextMessageMalformed(t *testing.T) {
+	good := fromKernel(30, 0, 8, make([]byte, 4))
+	for what, b := range map[string][]byte{
+		"less than a header":           good[:unix.NLMSG_HDRLEN-1],
+		"less than it says":            good[:len(good)-1],
+		"no length":                    make([]byte, len(good)),
+		"a reply without its header":   fromKernel(30, 0, 8, make([]byte, 3)),
+		"an error without its request": fromKernel(unix.NLMSG_ERROR, 0, 8, make([]byte, 4)),
+		"something else":               fromKernel(unix.NLMSG_DONE, 0, 8, make([]byte, 4)),
+	} {
+		if m, _, err := NextMessage(b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %+v, %v", what, m, err)
+		}
+	}
+	// Words that have no end are none.
+	for _, said := range [][]byte{{1, 2, 3}, appendHeader(nil, 100, errorWords), appendHeader(nil, -4, errorWords)} {
+		b := fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, 7, make([]byte, 4+unix.NLMSG_HDRLEN), said)
+		if m, _, err := NextMessage(b); err != nil || m.Words != "" {
+			t.Errorf("% x: %+v, %v", said, m, err)
+		}
 	}
 }
 

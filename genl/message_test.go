@@ -156,6 +156,14 @@ func TestEncodeInvalidName(t *testing.T) {
 			t.Errorf("name of %d bytes was encoded", len(name))
 		}
 	}
+	for _, r := range []Record{{Name: "d/a"}, {Name: "a", Directory: "d"}} {
+		if b, err := (Complete{RequestID: 1, Records: []Record{r}}).Append([]byte("before")); err == nil || string(b) != "before" {
+			t.Errorf("%+v: %q, %v", r, b, err)
+		}
+	}
+	if _, err := EncodeItems([]Item{{Type: ItemTypeWatch, User: strings.Repeat("x", 1<<16)}}, true); err == nil {
+		t.Error("a user's name that no attribute takes was encoded")
+	}
 }
 
 func TestDecodeItemMalformed(t *testing.T) {
@@ -254,6 +262,38 @@ func TestDecodeCompleteMalformed(t *testing.T) {
 	} {
 		if _, err := DecodeComplete(encode(t, m)); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%+v: error %v", m, err)
+		}
+	}
+	record := appendString(appendUint32(nil, ARecordAction, 1), ARecordName, "d/a") // whose directory is missing
+	if _, err := DecodeComplete(appendString(appendUint64(nil, ACompleteRequestID, 1), ACompleteRecord, string(record))); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a name without its directory: %v", err)
+	}
+}
+
+// What has no end, or lacks what it must have, is not taken for anything.
+func TestDecodeMalformed(t *testing.T) {
+	for what, decode := range map[string]func([]byte) error{
+		"register": func(b []byte) error { _, err := DecodeRegister(b); return err },
+		"ack":      func(b []byte) error { _, err := DecodeAck(b); return err },
+		"causes": func(b []byte) error {
+			if len(b) == 0 { // of which there may be none
+				b = appendString(nil, ACausesCause, "")
+			}
+			_, err := DecodeCauses(b)
+			return err
+		},
+		"items": func(b []byte) error {
+			if len(b) == 0 {
+				b = appendString(nil, AItemsItem, "")
+			}
+			_, _, err := DecodeItems(b)
+			return err
+		},
+	} {
+		for _, b := range [][]byte{nil, {1, 2, 3}, {9, 0, 1, 0}} {
+			if err := decode(b); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s of % x: %v", what, b, err)
+			}
 		}
 	}
 }
