@@ -3,6 +3,7 @@
 package genl
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 
@@ -94,6 +95,64 @@ func words(request []byte, flags uint16) string {
 	}
 	return ""
 }
+
+// attr is one of those that rest begins with, after next.
+type attr struct {
+	rest []byte
+	kind int
+	data []byte
+	err  error // the first
+}
+
+// next goes on to the next attribute. It returns false if there is none, or an error.
+func (a *attr) next() bool {
+	if len(a.rest) == 0 || a.err != nil {
+		return false
+	}
+	if len(a.rest) < attrLen {
+		a.fail(fmt.Errorf("%w: an attribute's header of %d bytes", ErrMalformed, len(a.rest)))
+		return false
+	}
+	size := int(binary.NativeEndian.Uint16(a.rest))
+	if size < attrLen || size > len(a.rest) {
+		a.fail(fmt.Errorf("%w: an attribute of %d in %d bytes", ErrMalformed, size, len(a.rest)))
+		return false
+	}
+	a.kind = int(binary.NativeEndian.Uint16(a.rest[2:]) & attrTypes)
+	a.data, a.rest = a.rest[attrLen:size:size], a.rest[min(align(size), len(a.rest)):]
+	return true
+}
+
+func (a *attr) fail(err error) { a.err = cmp.Or(a.err, err) }
+
+// is says whether the attribute has so many bytes, or else fails.
+func (a *attr) is(size int) bool {
+	if len(a.data) != size {
+		a.fail(fmt.Errorf("%w: attribute %d of %d bytes", ErrMalformed, a.kind, len(a.data)))
+	}
+	return len(a.data) == size
+}
+
+func (a *attr) uint32() uint32 {
+	if !a.is(4) {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(a.data)
+}
+
+func (a *attr) int32() int32 { return int32(a.uint32()) }
+
+func (a *attr) uint64() uint64 {
+	if !a.is(8) {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(a.data)
+}
+
+func (a *attr) flag() bool { return a.is(0) }
+
+// string returns a string, which the kernel ends with a 0.
+func (a *attr) string() string { return unix.ByteSliceToString(a.data) }
 
 func putHeader(b []byte, size, kind uint16) {
 	binary.NativeEndian.PutUint16(b, size)

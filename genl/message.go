@@ -99,18 +99,18 @@ func (m Register) Encode() ([]byte, error) {
 // DecodeRegister decodes the attributes of a register request or reply.
 func DecodeRegister(b []byte) (Register, error) {
 	var m Register
-	_, err := decode(b, 1<<ARegisterVersion, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err := decode(b, 1<<ARegisterVersion, func(a *attr) {
+		switch a.kind {
 		case ARegisterVersion:
-			m.Version = ad.Uint32()
+			m.Version = a.uint32()
 		case ARegisterMaxBufferLength:
-			m.MaxBufferLength = ad.Uint32()
+			m.MaxBufferLength = a.uint32()
 		case ARegisterAckTimeout:
-			m.AckTimeout = ad.Uint32()
+			m.AckTimeout = a.uint32()
 		case ARegisterRelease:
-			m.Release = ad.String()
+			m.Release = a.string()
 		case ARegisterRegistrations:
-			m.Registrations = ad.Uint32()
+			m.Registrations = a.uint32()
 		}
 	})
 	if err != nil {
@@ -172,14 +172,14 @@ func EncodeItems(items []Item, all bool) ([]byte, error) {
 // there may be more.
 func DecodeItems(b []byte) (items []Item, all bool, err error) {
 	var malformed error
-	_, err = decode(b, 0, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err = decode(b, 0, func(a *attr) {
+		switch a.kind {
 		case AItemsItem:
-			item, err := DecodeItem(ad.Bytes())
+			item, err := DecodeItem(a.data)
 			items = append(items, item)
 			malformed = errors.Join(malformed, err)
 		case AItemsAll:
-			all = ad.Flag()
+			all = a.flag()
 		}
 	})
 	return items, all, errors.Join(malformed, err)
@@ -189,34 +189,34 @@ func DecodeItems(b []byte) (items []Item, all bool, err error) {
 // it is not -1, also when there is an error.
 func DecodeItem(b []byte) (Item, error) {
 	m := Item{FD: -1}
-	seen, err := decode(b, 1<<AItemType, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	seen, err := decode(b, 1<<AItemType, func(a *attr) {
+		switch a.kind {
 		case AItemType:
-			m.Type = ItemType(ad.Uint32())
+			m.Type = ItemType(a.uint32())
 		case AItemWatchID:
-			m.WatchID = ad.Uint64()
+			m.WatchID = a.uint64()
 		case AItemRequestID:
-			m.RequestID = ad.Uint64()
+			m.RequestID = a.uint64()
 		case AItemFD:
-			m.FD = max(-1, int(ad.Int32()))
+			m.FD = max(-1, int(a.int32()))
 		case AItemCompletionFilter:
-			m.Filter = ad.Uint32()
+			m.Filter = a.uint32()
 		case AItemWatchTree:
-			m.Tree = ad.Flag()
+			m.Tree = a.flag()
 		case AItemRescan:
-			m.Rescan = ad.Flag()
+			m.Rescan = a.flag()
 		case AItemBufferLength:
-			m.BufferLength = ad.Uint32()
+			m.BufferLength = a.uint32()
 		case AItemUser:
-			m.User = ad.String()
+			m.User = a.string()
 		case AItemShare:
-			m.Share = ad.String()
+			m.Share = a.string()
 		case AItemDevice:
-			m.Device = ad.Uint32()
+			m.Device = a.uint32()
 		case AItemFilesystem:
-			m.Filesystem = ad.String()
+			m.Filesystem = a.string()
 		case AItemClient:
-			m.Client = ad.Uint64()
+			m.Client = a.uint64()
 		}
 	})
 	needs, known := itemNeeds[m.Type]
@@ -239,13 +239,9 @@ func DecodeItem(b []byte) (Item, error) {
 // is wrong with the item, the kernel may have installed it.
 func findFD(b []byte) int {
 	fd := -1
-	ad, err := netlink.NewAttributeDecoder(b)
-	if err != nil {
-		return fd
-	}
-	for ad.Next() {
-		if ad.Type() == AItemFD {
-			fd = max(-1, int(ad.Int32()))
+	for a := (attr{rest: b}); a.next(); {
+		if a.kind == AItemFD {
+			fd = max(-1, int(a.int32()))
 		}
 	}
 	return fd
@@ -266,12 +262,12 @@ func (m Ack) Append(b []byte) []byte {
 // DecodeAck decodes the attributes of ack.
 func DecodeAck(b []byte) (Ack, error) {
 	var m Ack
-	_, err := decode(b, 1<<AAckID, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err := decode(b, 1<<AAckID, func(a *attr) {
+		switch a.kind {
 		case AAckID:
-			m.ID = ad.Uint64()
+			m.ID = a.uint64()
 		case AAckErrno:
-			m.Errno = ad.Uint32()
+			m.Errno = a.uint32()
 		}
 	})
 	if err != nil {
@@ -325,18 +321,16 @@ func ValidName(name string) bool {
 // DecodeComplete decodes the attributes of complete.
 func DecodeComplete(b []byte) (Complete, error) {
 	var m Complete
-	_, err := decode(b, 1<<ACompleteRequestID, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err := decode(b, 1<<ACompleteRequestID, func(a *attr) {
+		switch a.kind {
 		case ACompleteRequestID:
-			m.RequestID = ad.Uint64()
+			m.RequestID = a.uint64()
 		case ACompleteStatus:
-			m.Status = Status(ad.Uint32())
+			m.Status = Status(a.uint32())
 		case ACompleteRecord:
-			ad.Do(func(b []byte) error {
-				r, err := decodeRecord(b)
-				m.Records = append(m.Records, r)
-				return err
-			})
+			r, err := decodeRecord(a.data)
+			m.Records = append(m.Records, r)
+			a.fail(err)
 		}
 	})
 	if err == nil && (m.Status == 0) == (len(m.Records) == 0) {
@@ -350,14 +344,14 @@ func DecodeComplete(b []byte) (Complete, error) {
 
 func decodeRecord(b []byte) (Record, error) {
 	var r Record
-	_, err := decode(b, 1<<ARecordAction|1<<ARecordName, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err := decode(b, 1<<ARecordAction|1<<ARecordName, func(a *attr) {
+		switch a.kind {
 		case ARecordAction:
-			r.Action = Action(ad.Uint32())
+			r.Action = Action(a.uint32())
 		case ARecordName:
-			r.Name = string(ad.Bytes())
+			r.Name = string(a.data)
 		case ARecordDirectory:
-			r.Directory = string(ad.Bytes())
+			r.Directory = string(a.data)
 		}
 	})
 	if err == nil {
@@ -390,16 +384,14 @@ func (m Causes) Encode() ([]byte, error) {
 // DecodeCauses decodes the attributes of causes.
 func DecodeCauses(b []byte) (Causes, error) {
 	var m Causes
-	_, err := decode(b, 0, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err := decode(b, 0, func(a *attr) {
+		switch a.kind {
 		case ACausesLost:
-			m.Lost = int64(ad.Uint64())
+			m.Lost = int64(a.uint64())
 		case ACausesCause:
-			ad.Do(func(b []byte) error {
-				c, err := decodeCause(b)
-				m.Causes = append(m.Causes, c)
-				return err
-			})
+			c, err := decodeCause(a.data)
+			m.Causes = append(m.Causes, c)
+			a.fail(err)
 		}
 	})
 	if err != nil {
@@ -410,18 +402,18 @@ func DecodeCauses(b []byte) (Causes, error) {
 
 func decodeCause(b []byte) (Cause, error) {
 	var c Cause
-	_, err := decode(b, 1<<ACauseThread|1<<ACauseCompletionFilter|1<<ACauseFile|1<<ACauseBegun|1<<ACauseEnded, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
+	_, err := decode(b, 1<<ACauseThread|1<<ACauseCompletionFilter|1<<ACauseFile|1<<ACauseBegun|1<<ACauseEnded, func(a *attr) {
+		switch a.kind {
 		case ACauseThread:
-			c.Thread = int32(ad.Uint32())
+			c.Thread = int32(a.uint32())
 		case ACauseCompletionFilter:
-			c.Filter = ad.Uint32()
+			c.Filter = a.uint32()
 		case ACauseFile:
-			c.File = string(ad.Bytes())
+			c.File = string(a.data)
 		case ACauseBegun:
-			c.Begun = int64(ad.Uint64())
+			c.Begun = int64(a.uint64())
 		case ACauseEnded:
-			c.Ended = int64(ad.Uint64())
+			c.Ended = int64(a.uint64())
 		}
 	})
 	return c, err
@@ -439,18 +431,15 @@ func (s set) need(need set) error {
 
 // decode calls fn for each attribute of b and returns which there were; those
 // in need must be there.
-func decode(b []byte, need set, fn func(*netlink.AttributeDecoder)) (set, error) {
-	ad, err := netlink.NewAttributeDecoder(b)
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrMalformed, err)
-	}
+func decode(b []byte, need set, fn func(*attr)) (set, error) {
 	var seen set
-	for ad.Next() {
-		seen |= 1 << ad.Type()
-		fn(ad)
+	a := attr{rest: b}
+	for a.next() {
+		seen |= 1 << a.kind
+		fn(&a)
 	}
-	if err := ad.Err(); err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrMalformed, err)
+	if a.err != nil {
+		return 0, a.err
 	}
 	return seen, seen.need(need)
 }
