@@ -93,10 +93,21 @@ func (p *Policy) String() string {
 // ksmbd-tools compare names without their case, and with letters apart from what is
 // above and below them, which is also how ksmbd has the name.
 func FoldShare(name string) string {
-	if !utf8.ValidString(name) {
+	if isASCII(name) || !utf8.ValidString(name) {
 		return strings.ToLower(name)
 	}
 	return norm.NFD.String(cases.Fold().String(norm.NFD.String(name)))
+}
+
+// isASCII says that of a name as most are: what there is to know of all others' case and
+// parts takes longer.
+func isASCII(name string) bool {
+	for i := range len(name) {
+		if name[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // Tells says whether changes in a share are told.
