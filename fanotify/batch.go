@@ -463,10 +463,10 @@ func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
 	if len(a.hits) > 0 {
 		fs.believe(from, left, true)
 	}
+	if to != nil && !isDir && e.fid != nil {
+		fs.renamed(to, e.new.name, e.fid)
+	}
 	if len(b.hits) > 0 {
-		if !isDir {
-			fs.found(to, e.new.name, e.fid)
-		}
 		fs.believe(to, doubt{name: e.new.name, present: true, isDir: isDir, is: moved}, true)
 	}
 }

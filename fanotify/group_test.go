@@ -271,7 +271,7 @@ func TestThousandWatchers(t *testing.T) {
 	wantMarks(t, g, "inode 40000904", "filesystem 58000304")
 	add(false, Modify)
 	add(true, Attrib)
-	wantMarks(t, g, "inode 48000906", "filesystem 58000304")
+	wantMarks(t, g, "inode 58000b06", "filesystem 58000304")
 	touch(t, dir+"/f")
 	drain(t, g)
 	if told != 1000 {

@@ -124,7 +124,10 @@ func TestUnlinkedLater(t *testing.T) {
 	for _, kind := range namelessKinds {
 		t.Run(kind, func(t *testing.T) {
 			dir, g, tree, single := watchBoth(t, kind)
-			f, n := dir+"/f", dir+"/n"
+			alone := openTest(t) // who asks for nothing else is told so, too
+			_, data := watchTest(t, alone, dir, true, Modify)
+			_, singleData := watchTest(t, alone, dir, false, Modify)
+			f, n, o := dir+"/f", dir+"/n", dir+"/o"
 			for _, c := range []struct {
 				what string
 				do   func(fd int) error
@@ -134,6 +137,10 @@ func TestUnlinkedLater(t *testing.T) {
 				{"another in its place", func(int) error { return errJoin(os.Remove(f), os.WriteFile(f, nil, 0o600)) }, nil},
 				{"linked and unlinked", func(int) error { return errJoin(os.Link(f, n), os.Remove(f)) }, []string{"overflow"}},
 				{"renamed", func(int) error { return os.Rename(f, n) }, []string{"modify n"}},
+				{"replaced", func(int) error { return errJoin(os.WriteFile(o, nil, 0o600), os.Rename(o, f)) }, nil},
+				{"linked and replaced", func(int) error {
+					return errJoin(os.Link(f, n), os.WriteFile(o, nil, 0o600), os.Rename(o, f))
+				}, []string{"overflow"}},
 				{"another name unlinked", func(int) error { return errJoin(os.Link(f, n), os.Remove(n)) }, []string{"modify f"}},
 			} {
 				os.Remove(f)
@@ -144,19 +151,23 @@ func TestUnlinkedLater(t *testing.T) {
 						return err
 					}
 					drain(t, g)
-					*tree, *single = nil, nil
+					drain(t, alone)
+					*tree, *single, *data, *singleData = nil, nil, nil, nil
 					_, err := unix.Write(fd, []byte("x"))
 					return err
 				}); err != nil {
 					t.Fatal(err)
 				}
 				drain(t, g)
+				drain(t, alone)
 				t.Log(c.what)
-				if kind == "overlay" && c.want == nil {
+				if kind == "overlay" && (c.want == nil || c.what == "linked and replaced") {
 					c.want = []string{"modify f"} // it may have had another name for long
 				}
 				wantTold(t, tree, c.want...)
 				wantTold(t, single, c.want...)
+				wantTold(t, data, c.want...)
+				wantTold(t, singleData, c.want...)
 			}
 		})
 	}

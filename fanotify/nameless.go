@@ -46,10 +46,19 @@ func (r *recent[T]) forget(key uint64) {
 
 func fileKey(file handle) uint64 { return maphash.Bytes(seed, file) }
 
+// nameKey is that of a name in dir.
+func nameKey(dir *node, name []byte) uint64 {
+	return maphash.String(seed, dir.handle) ^ bits.RotateLeft64(maphash.Bytes(seed, name), 1)
+}
+
 // linkKey is that of a file's name in dir.
 func linkKey(dir *node, name []byte, file handle) uint64 {
-	return maphash.String(seed, dir.handle) ^ bits.RotateLeft64(maphash.Bytes(seed, name), 1) ^ bits.RotateLeft64(fileKey(file), 2)
+	return nameKey(dir, name) ^ bits.RotateLeft64(fileKey(file), 2)
 }
+
+// An owner is the file that was renamed to a name, and where in the queue that was told. No event says which other file
+// may have lost the name to it.
+type owner struct{ file, at uint64 }
 
 // nameless says whether the name of the event at hand, in dir, is not its file's. If
 // that has another name, which may be anywhere, all who ask for ops are told of an Overflow.
@@ -62,12 +71,13 @@ func (fs *filesystem) nameless(e *event, dir *node, ops Op) bool {
 		return false
 	}
 	temporary := isInodeName(e.at.name)
-	if !temporary && !fs.wasUnlinked(dir, e) {
+	if !temporary && !fs.lostName(dir, e) {
 		return false
 	}
 	l := look{fs: fs}
 	defer l.close()
 	if l.names(dir, e.at.name, e.fid) {
+		fs.found(dir, e.at.name, e.fid)
 		return false
 	}
 	named := fs.hasName(e.fid)
@@ -89,7 +99,7 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
 	}
 	temporary := isInodeName(e.at.name)
-	if ops&^data != 0 || !seen && (!temporary || fs.asks(Create)) || !temporary && !fs.wasUnlinked(dir, e) {
+	if ops&^data != 0 || !seen && (!temporary || fs.asks(Create)) || !temporary && !fs.lostName(dir, e) {
 		return false
 	}
 	l := look{fs: fs}
@@ -127,20 +137,40 @@ func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
 	fs.linked.set(key, names+change)
 }
 
-// wasUnlinked says whether the file has lost its name in dir before this batch. In a batch
+// lostName says whether the file of the event at hand has lost its name in dir before this batch, or may have. In a batch
 // the order of events says little, see settle.go.
-func (fs *filesystem) wasUnlinked(dir *node, e *event) bool {
-	if fs.unlinked.empty() {
+func (fs *filesystem) lostName(dir *node, e *event) bool {
+	if !fs.unlinked.empty() {
+		if at, ok := fs.unlinked.get(linkKey(dir, e.at.name, e.fid)); ok && at <= fs.queue.told {
+			return true
+		}
+	}
+	if fs.owners.empty() {
 		return false
 	}
-	at, ok := fs.unlinked.get(linkKey(dir, e.at.name, e.fid))
-	return ok && at <= fs.queue.told
+	o, ok := fs.owners.get(nameKey(dir, e.at.name))
+	return ok && o.at <= fs.queue.told && o.file != fileKey(e.fid)
 }
 
-// found notes that a file has a name in dir, which it may have lost before.
+// found notes that a file has a name in dir, which it or another may have lost before.
 func (fs *filesystem) found(dir *node, name []byte, file handle) {
 	if !fs.unlinked.empty() {
 		fs.unlinked.forget(linkKey(dir, name, file))
+	}
+	if !fs.owners.empty() {
+		key := nameKey(dir, name)
+		if o, ok := fs.owners.get(key); ok && o.file != fileKey(file) {
+			fs.owners.forget(key)
+		}
+	}
+}
+
+// renamed notes that the file has got a name in dir that may have been another's. Where a file that loses all its names
+// cannot be told from one that keeps some, that says nothing.
+func (fs *filesystem) renamed(dir *node, name []byte, file handle) {
+	fs.found(dir, name, file)
+	if fs.how.whole() {
+		fs.owners.set(nameKey(dir, name), owner{fileKey(file), fs.g.position()})
 	}
 }
 

@@ -30,7 +30,8 @@ func (s *filesystemMark) masks(w *Watch) (directory, wide uint64) {
 		return 0, mask | treeMask | wide
 	}
 	if w.ops&data != 0 {
-		mask |= unix.FAN_EVENT_ON_CHILD
+		// DELETE and RENAME show whose the name is that a change has, see nameless.go.
+		mask |= unix.FAN_EVENT_ON_CHILD | unix.FAN_DELETE | unix.FAN_RENAME
 	}
 	return mask | selfMask, wide
 }
