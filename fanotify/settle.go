@@ -318,7 +318,8 @@ func (fs *filesystem) differences() (differ []difference) {
 func (l *look) same(d *doubt, st *unix.Stat_t) bool {
 	now, err := l.stat(d.dir, d.alias)
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	return err == nil && now != nil && now.Ino == st.Ino && (isDir || st.Nlink == 1)
+	// With two links both are there. On FUSE one of them may be remembered from when it was alone.
+	return err == nil && now != nil && now.Ino == st.Ino && (isDir || st.Nlink == 1 && now.Nlink == 1)
 }
 
 // barriers waits until whatever was under way in the directories of the differences, when
