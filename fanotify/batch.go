@@ -624,6 +624,7 @@ func (fs *filesystem) relist(dir *node, name string) (told bool) {
 // what must not have been.
 func (fs *filesystem) overflowed() {
 	fs.stale = true
+	fs.g.movedIn = true // perhaps
 	fs.guardAll()
 	fs.lost(^Op(0), true)
 }
