@@ -266,8 +266,9 @@ func isOther(err error) bool {
 // event tells of that. It sets off no automount.
 func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) error {
 	fd, h, err := readHere(dirfd, name)
-	if err == unix.EXDEV && k.tell && !n.hasMount(name) {
+	if err == unix.EXDEV && k.tell {
 		s.fs.g.movedIn = true // a mount came along with a directory
+		n.loseMounts(name)
 	}
 	if isOther(err) || err == unix.EXDEV {
 		return nil
@@ -351,9 +352,16 @@ func (s *directoryMarks) unbar() {
 	}
 }
 
-// hasMount says whether a mount is known over the directory name in n.
-func (n *node) hasMount(name string) bool {
-	return n.mounts != nil && slices.ContainsFunc(n.mounts.in, func(p *point) bool { return p.covers(name) })
+// loseMounts has who sees what is mounted over the directory name in n list anew: the directory was told as gone, and is back.
+func (n *node) loseMounts(name string) {
+	if n.mounts == nil {
+		return
+	}
+	for _, p := range n.mounts.in {
+		if p.covers(name) {
+			p.lose()
+		}
+	}
 }
 
 // locate finds nothing: what a walk did not find is out of sight.
