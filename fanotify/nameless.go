@@ -94,6 +94,9 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 	if e.mask&unix.FAN_ONDIR != 0 || e.fid == nil || !fs.how.whole() {
 		return false
 	}
+	if ops&(Create|Delete) == Create {
+		fs.found(dir, e.at.name, e.fid)
+	}
 	_, seen := fs.linked.get(fileKey(e.fid))
 	if seen && ops&Delete != 0 {
 		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
