@@ -517,10 +517,9 @@ func (c *convergence) drain() {
 // be tried again.
 func (c *convergence) scarce() {
 	c.mix.cause = true
-	files, marks := c.mix.IntN(6), 0
+	files, undo := c.mix.IntN(6), func() {}
 	if c.mix.IntN(2) == 0 {
-		files, marks = 100, c.mix.IntN(4)
-		defer failMarks(func(uint) bool { marks--; return marks < 0 })()
+		files, undo = 100, failMarks(few(c.mix.IntN(4)))
 	}
 	forget := c.mix.IntN(2) == 0 // as after an overflow
 	for _, fs := range c.g.filesystems {
@@ -534,7 +533,7 @@ func (c *convergence) scarce() {
 		}
 		c.drain()
 	})
-	marks = 1 << 30
+	undo()
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
 	for c.g.retry.Load() != nil {

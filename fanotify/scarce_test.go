@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,16 +26,26 @@ func withFiles(t testing.TB, n int, do func()) {
 	do()
 }
 
-// failMarks has the kernel refuse the marks that fail says, of the flags of fanotify_mark(2), until
-// it is undone.
-func failMarks(fail func(flags uint) bool) (undo func()) {
+// failMarks has the kernel answer fanotify_mark(2) with an error, if fail returns one, until it is
+// undone.
+func failMarks(fail func(flags uint, mask uint64) error) (undo func()) {
 	fanotifyMark = func(fd int, flags uint, mask uint64, dirfd int, path string) error {
-		if fail(flags) {
-			return unix.ENOMEM
+		if err := fail(flags, mask); err != nil {
+			return err
 		}
 		return unix.FanotifyMark(fd, flags, mask, dirfd, path)
 	}
 	return func() { fanotifyMark = unix.FanotifyMark }
+}
+
+// few says ENOMEM after n of them.
+func few(n int) func(uint, uint64) error {
+	return func(uint, uint64) error {
+		if n--; n < 0 {
+			return unix.ENOMEM
+		}
+		return nil
+	}
 }
 
 // recovers drains until nothing is to be tried again.
@@ -122,7 +134,7 @@ func TestWatchWithFew(t *testing.T) {
 				}
 				for n := range 8 {
 					try(fmt.Sprintf("%d marks", n), unix.ENOMEM, func(do func()) {
-						defer failMarks(func(uint) bool { n--; return n < 0 })()
+						defer failMarks(few(n))()
 						do()
 					})
 				}
@@ -143,7 +155,7 @@ func TestGuardLater(t *testing.T) {
 			defer g.Close()
 			g.retryAfter = time.Millisecond
 			_, told := watchTest(t, g, dir+"/w", false, Create)
-			undo := failMarks(func(flags uint) bool { return flags&unix.FAN_MARK_ADD != 0 })
+			undo := failMarks(few(0))
 			defer undo()
 			if err := os.Rename(dir+"/w", dir+"/a/w"); err != nil {
 				t.Fatal(err)
@@ -176,7 +188,12 @@ func TestMarkLater(t *testing.T) {
 	w, told := watchTest(t, g, dir+"/w", true, Create)
 	for marks := range 4 {
 		n := marks
-		undo := failMarks(func(uint) bool { n--; return n == -1 })
+		undo := failMarks(func(uint, uint64) error {
+			if n--; n == -1 {
+				return unix.ENOMEM
+			}
+			return nil
+		})
 		w.fs.misnamed()
 		drain(t, g)
 		if g.retry.Load() == nil {
@@ -248,11 +265,11 @@ func TestNestLater(t *testing.T) {
 	defer g.Close()
 	g.retryAfter = time.Millisecond
 	var undo func()
-	defer failMarks(func(uint) bool {
+	defer failMarks(func(uint, uint64) error {
 		if undo == nil && len(g.filesystems) > 0 { // it is being armed
 			undo = limit.Files(t, -1)
 		}
-		return false
+		return nil
 	})()
 	_, told := watchTest(t, g, dir, true, Create)
 	undo()
@@ -276,7 +293,12 @@ func TestCoveredLater(t *testing.T) {
 	g := openTest(t)
 	defer g.Close()
 	g.retryAfter = time.Millisecond
-	undo := failMarks(func(flags uint) bool { return len(g.points) == 1 }) // that of the outer
+	undo := failMarks(func(uint, uint64) error {
+		if len(g.points) == 1 { // it is that of the outer
+			return unix.ENOMEM
+		}
+		return nil
+	})
 	defer undo()
 	_, told := watchTest(t, g, dir, true, Create)
 	undo()
@@ -412,5 +434,185 @@ func TestLeaveToNobody(t *testing.T) {
 	}
 	if asked < 2 || closed < asked-1 {
 		t.Errorf("%d were asked, %d closed", asked, closed)
+	}
+}
+
+// hears is whoever watches a mount for a group, and has heard that. It implements Apart.
+type hears struct{ changes *[]Change }
+
+func (h hears) Take(fn func(Change)) {
+	for _, c := range *h.changes {
+		fn(c)
+	}
+	*h.changes = nil
+}
+
+func (hears) Close() error { return nil }
+
+// What another has heard of a mount is told as it is seen here: a name may be out of sight, and if it
+// cannot be found out what it is called, all are told to list anew.
+func TestToldApart(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	mountTmpfs(t, dir+"/d/m")
+	g := openTest(t)
+	defer g.Close()
+	var changes []Change
+	g.Leave(func(kind string) bool { return kind == "tmpfs" }, func(dir *os.File, _ mounts.Mount) Apart {
+		dir.Close()
+		return hears{&changes}
+	})
+	w, told := watchTest(t, g, dir, true, Create|Rename)
+	m := []byte("m/f")
+	for _, c := range []struct {
+		change Change
+		want   []string
+	}{
+		{Change{Op: Create, Name: m}, []string{"create d/m/f"}},
+		{Change{Op: Rename, OldName: m, Name: m}, []string{"rename d/m/f -> d/m/f"}},
+		{Change{Op: Rename, OldName: m, Name: []byte("n/f")}, []string{"rename d/m/f -> ."}},
+		{Change{Op: Rename, OldName: []byte("n/f"), Name: m}, []string{"rename . -> d/m/f"}},
+		{Change{Op: Create, Name: []byte("mm/f")}, nil},
+		{Change{Op: Modify, Name: m}, nil},
+	} {
+		changes = []Change{c.change}
+		drain(t, g)
+		wantTold(t, told, c.want...)
+	}
+	w.fs.how.forget()
+	changes = []Change{{Op: Create, Name: m}}
+	withFiles(t, 0, func() { drain(t, g) })
+	wantTold(t, told, "overflow")
+
+	// The name itself is not looked at: that may take for ever.
+	w.fs.believe(w.fs.nodes[w.node.handle], doubt{name: []byte("d"), present: true, isDir: true}, true)
+	for _, p := range g.points {
+		w.fs.believe(p.dir, doubt{name: []byte(p.name), present: true, isDir: true}, true)
+	}
+	drain(t, g)
+	wantTold(t, told)
+}
+
+// What is mounted below a watch tree is marked for what another watch asks for too, later if it cannot
+// be yet.
+func TestWidenNested(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	mountTmpfs(t, dir+"/m")
+	touch(t, dir+"/m/f")
+	g := openTest(t)
+	defer g.Close()
+	g.retryAfter = time.Millisecond
+	_, first := watchTest(t, g, dir, true, Create)
+	modify := func() {
+		t.Helper()
+		if err := os.WriteFile(dir+"/m/f", []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		drain(t, g)
+	}
+	w, second := watchTest(t, g, dir, true, Modify)
+	modify()
+	if *second = slices.Compact(*second); !slices.Equal(*second, []string{"modify m/f"}) {
+		t.Errorf("told %q", *second)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	asked := false
+	defer failMarks(func(flags uint, mask uint64) error {
+		if flags&unix.FAN_MARK_ADD != 0 && mask&unix.FAN_MODIFY != 0 && !asked { // that of the mount comes first
+			asked = true
+			return unix.ENOMEM
+		}
+		return nil
+	})()
+	_, second = watchTest(t, g, dir, true, Modify)
+	if !asked {
+		t.Error("the mount's mark is not widened")
+	}
+	recovers(t, g)
+	if !slices.Contains(*second, "overflow") || !slices.Contains(*first, "overflow") {
+		t.Errorf("told %q and %q when it could not be marked", *first, *second)
+	}
+	*second = nil
+	modify()
+	if *second = slices.Compact(*second); !slices.Equal(*second, []string{"modify m/f"}) {
+		t.Errorf("later told %q", *second)
+	}
+}
+
+// A directory is watched again that a mount had covered, also if it could not be opened at first.
+func TestUncoveredLater(t *testing.T) {
+	dir := mountTest(t, "overlay")
+	if err := os.MkdirAll(dir+"/d/m/x", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 6 {
+		mountTmpfs(t, dir+"/d/m")
+		g := openTest(t)
+		g.retryAfter = time.Millisecond
+		_, told := watchTest(t, g, dir, true, Create)
+		if err := unix.Unmount(dir+"/d/m", 0); err != nil {
+			t.Fatal(err)
+		}
+		withFiles(t, n, func() { drain(t, g) })
+		recovers(t, g)
+		*told = nil
+		touch(t, fmt.Sprintf("%s/d/m/x/%d", dir, n))
+		drain(t, g)
+		wantTold(t, told, fmt.Sprintf("create d/m/x/%d", n))
+		g.Close()
+	}
+}
+
+// A directory that is gone when it is to be marked is looked for again: events say what became of it.
+func TestGoneWhenMarked(t *testing.T) {
+	dir := mountTest(t, "overlay")
+	g := openTest(t)
+	defer g.Close()
+	_, told := watchTest(t, g, dir, true, Create)
+	gone := true
+	defer failMarks(func(uint, uint64) error {
+		if gone {
+			gone = false
+			return unix.ENOENT
+		}
+		return nil
+	})()
+	if err := os.MkdirAll(dir+"/a/b", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	wantTold(t, told, "create a/", "create a/b/")
+	touch(t, dir+"/a/b/c")
+	drain(t, g)
+	wantTold(t, told, "create a/b/c")
+}
+
+// Who may not is told what it takes.
+func TestOpenWithoutRight(t *testing.T) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its rights
+		none := [2]unix.CapUserData{}
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			done <- err
+			return
+		}
+		_, err := Open(nil)
+		done <- err
+	}()
+	if err := <-done; !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "it takes root") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// proc tells nobody what comes and goes in it.
+func TestProc(t *testing.T) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openTest(t).Watch(dir, true, Create, nil); !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "proc") {
+		t.Errorf("error %v", err)
 	}
 }
