@@ -351,13 +351,15 @@ func (g *Group) refresh() {
 			fs.how.forget()
 		}
 	}
-	again := false
+	var failed []string
 	for _, p := range g.points {
-		again = again || p.failed
+		if p.failed {
+			failed = append(failed, p.mount.Point)
+		}
 	}
 	for id, p := range g.points {
 		// What is in a mount that could not be watched has another place when that can be.
-		if again && (p.failed || strings.Contains(p.name, "/")) || !p.stands() || !p.seen() {
+		if p.failed || slices.ContainsFunc(failed, p.mount.Below) || !p.stands() || !p.seen() {
 			p.lose()
 			g.remove(id)
 			p.upper.how.uncovered(p)
