@@ -4,6 +4,7 @@ package fanotify
 
 import (
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -146,6 +147,8 @@ func TestWays(t *testing.T) {
 				write(d+"/g"), write(d+"/i"), write(d+"/j"), write(o+"/x"), os.Truncate(o+"/src", 8192)); err != nil {
 				t.Fatal(err)
 			}
+			runtime.LockOSThread() // what several threads did would not merge
+			defer runtime.UnlockOSThread()
 			g := openTest(t)
 			defer g.Close()
 			_, tree := watchTest(t, g, d, true, allOps)
