@@ -26,6 +26,7 @@ import (
 type directoryMarks struct {
 	fs        *filesystem
 	unentered []unentered     // what could not be marked where it should have been
+	covered   bool            // a walk has come to a mount
 	barred    map[place]error // the directories that could not be read, and why: in them nothing is marked
 	warned    time.Time       // when the log told of these last
 }
@@ -271,6 +272,7 @@ func (s *directoryMarks) walkEntry(n *node, dirfd int, name string, k walk) erro
 		n.loseMounts(name)
 	}
 	if isOther(err) || err == unix.EXDEV {
+		s.covered = s.covered || err == unix.EXDEV
 		return nil
 	}
 	if err != nil {
@@ -405,7 +407,12 @@ func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
 		n = s.fs.rehandle(n, h)
 		s.fs.move(n, dir, name)
 	}
-	return s.bar(dir, name, s.walk(n, fd, walk{tell: tell}))
+	s.covered = false
+	err = s.bar(dir, name, s.walk(n, fd, walk{tell: tell}))
+	if s.covered && len(s.fs.views) > 1 {
+		s.fs.misnamed() // what is covered in this mount may be seen in another: all are walked
+	}
+	return err
 }
 
 // evicted says whether h is the new handle of n, which had no mark yet to keep its inode in
