@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify/mounts"
+	"ksmbd-notifyd/raw"
 )
 
 // Op is what happened to a name. As a set it says what a watch asks for.
@@ -311,9 +312,9 @@ func (g *Group) asks(epoll uintptr) bool {
 	for ; g.asleep > 0; g.asleep-- {
 		e := g.woke[g.asleep-1]
 		e.Events = e.Events&(unix.EPOLLIN|unix.EPOLLPRI) | unix.EPOLLONESHOT
-		unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, int(e.Fd), &e) // fails for a queue that was closed
+		raw.EpollModify(int(epoll), int(e.Fd), &e) // fails for a queue that was closed
 	}
-	n, err := unix.EpollWait(int(epoll), g.woke[:], 0)
+	n, err := raw.EpollReady(int(epoll), g.woke[:])
 	g.asleep = max(n, 0)
 	// A look too many costs one EAGAIN. That mounts have changed, the runtime's poller takes
 	// from this epoll when it looks what has woken it.
@@ -418,7 +419,7 @@ func (g *Group) read(q *queue) error {
 		}
 		room := q.buf[len(q.buf):cap(q.buf)]
 		began := before()
-		n, err := unix.Read(q.fd, room)
+		n, err := raw.Read(q.fd, room)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:

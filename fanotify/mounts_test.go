@@ -135,7 +135,7 @@ func TestMountWakes(t *testing.T) {
 	dir := mountTest(t, "tmpfs")
 	g := openTest(t)
 	others := g.mounts.namespaces[1:]
-	g.mounts.namespaces, g.mounts.sources = g.mounts.namespaces[:1], g.mounts.sources[:1]
+	g.mounts.namespaces = g.mounts.namespaces[:1]
 	for _, n := range others {
 		n.Close()
 		unix.Close(n.wake)

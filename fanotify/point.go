@@ -268,15 +268,18 @@ type namespace struct {
 // 1, whence directories may come that are handed over.
 type mountTable struct {
 	namespaces []namespace
-	sources    []*mounts.Source // theirs
-	changed    atomic.Bool      // since refresh last looked
-	moves      atomic.Uint64    // how often they have
+	sources    *mounts.Sources // theirs
+	changed    atomic.Bool     // since refresh last looked
+	moves      atomic.Uint64   // how often they have
 }
 
 // open opens what there is; process 1 may be out of sight, and that is all that may be.
-func (t *mountTable) open(g *Group) error {
+func (t *mountTable) open(g *Group) (err error) {
+	if t.sources, err = mounts.NewSources(); err != nil {
+		return err
+	}
 	for _, name := range []string{"/proc/self/mountinfo", "/proc/1/mountinfo"} {
-		source, err := mounts.Open(name)
+		source, err := t.sources.Open(name)
 		if len(t.namespaces) > 0 && (errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission)) {
 			break
 		}
@@ -289,7 +292,6 @@ func (t *mountTable) open(g *Group) error {
 			return fmt.Errorf("opening %s: %w", name, err)
 		}
 		t.namespaces = append(t.namespaces, namespace{source, wake})
-		t.sources = append(t.sources, source)
 		if err := g.poll(wake, unix.EPOLLPRI); err != nil {
 			return err
 		}
@@ -302,12 +304,15 @@ func (t *mountTable) close() {
 		n.Close()
 		unix.Close(n.wake)
 	}
+	if t.sources != nil {
+		t.sources.Close()
+	}
 }
 
 // poll says whether mounts may have changed since refresh last looked. Wait
 // asks too.
 func (t *mountTable) poll() bool {
-	if mounts.Changed(t.sources...) {
+	if t.sources.Changed() {
 		t.changed.Store(true)
 		t.moves.Add(1)
 	}

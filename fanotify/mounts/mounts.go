@@ -20,6 +20,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"ksmbd-notifyd/raw"
 )
 
 // A Mount is a line of the table.
@@ -219,6 +221,21 @@ func (is Identity) Leads(dirfd int, name string) bool {
 	return err == nil && int(st.Mask)&mask != 0 && st.Mnt_id == id && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
+// Sources are those of which one asks whether anything has changed.
+type Sources struct {
+	epoll int // of their files
+	all   []*Source
+}
+
+// NewSources returns none.
+func NewSources() (*Sources, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("opening epoll: %w", err)
+	}
+	return &Sources{epoll: epoll}, nil
+}
+
 // A Source is a file that has a namespace's mounts.
 type Source struct {
 	name  string
@@ -228,38 +245,42 @@ type Source struct {
 }
 
 // Open opens the mounts of a process, by /proc/PID/mountinfo.
-func Open(name string) (*Source, error) {
+func (s *Sources) Open(name string) (*Source, error) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}
-	s := &Source{name: name, fd: fd}
-	s.stale.Store(true)
-	return s, nil
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLPRI, Fd: int32(len(s.all))}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("polling %s: %w", name, err)
+	}
+	source := &Source{name: name, fd: fd}
+	source.stale.Store(true)
+	s.all = append(s.all, source)
+	return source, nil
 }
+
+// Close ends the asking. The sources are closed by themselves.
+func (s *Sources) Close() error { return unix.Close(s.epoll) }
 
 // Close closes the file.
 func (s *Source) Close() error { return unix.Close(s.fd) }
 
-// Changed says whether anything of sources was mounted, moved or unmounted since it was
-// asked of that last, which is what poll(2) says of that file. Others may have it open
-// too, each is told by itself.
-func Changed(sources ...*Source) bool {
-	var buf [2]unix.PollFd // enough for those that there are
-	p := buf[:0]
-	for _, s := range sources {
-		p = append(p, unix.PollFd{Fd: int32(s.fd), Events: unix.POLLPRI})
-	}
-	n, err := unix.Poll(p, 0)
-	if n == 0 && err == nil {
-		return false
-	}
-	for i, s := range sources {
-		if p[i].Revents != 0 || err != nil {
-			s.stale.Store(true)
+// Changed says whether anything of s was mounted, moved or unmounted since it was asked
+// of that last, which is what poll(2) says of that file. Others may have it open too, each
+// is told by itself.
+func (s *Sources) Changed() bool {
+	var changed [2]unix.EpollEvent // enough for those that there are
+	n, err := raw.EpollReady(s.epoll, changed[:])
+	if err != nil {
+		for _, source := range s.all {
+			source.stale.Store(true)
 		}
 	}
-	return true
+	for _, e := range changed[:n] {
+		s.all[e.Fd].stale.Store(true)
+	}
+	return n > 0 || err != nil
 }
 
 // Forget has the next Table read anew though nothing was mounted: the path of a mount

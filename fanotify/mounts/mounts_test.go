@@ -82,7 +82,12 @@ func TestSource(t *testing.T) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open("/proc/thread-self/mountinfo")
+	sources, err := NewSources()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sources.Close()
+	s, err := sources.Open("/proc/thread-self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +104,7 @@ func TestSource(t *testing.T) {
 		}
 		return nil
 	}
-	Changed(s)
+	sources.Changed()
 	if m := find(); m != nil {
 		t.Fatalf("%v is mounted", m)
 	}
@@ -108,7 +113,7 @@ func TestSource(t *testing.T) {
 		if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
 			t.Fatal(err)
 		}
-		if !Changed(s) || Changed(s) {
+		if !sources.Changed() || sources.Changed() {
 			t.Error("a mount is to be told of once")
 		}
 		is, err := Identify(unix.AT_FDCWD, dir)
@@ -125,7 +130,7 @@ func TestSource(t *testing.T) {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Fatal(err)
 		}
-		if !Changed(s) || find() != nil {
+		if !sources.Changed() || find() != nil {
 			t.Error("not told that it was unmounted")
 		}
 	}
