@@ -147,7 +147,7 @@ func (g *Group) start(w *Watch, dir *os.File) error {
 		w.stop()
 		return err
 	}
-	if w.inode {
+	if w.inode && w.node.guard == nil { // else the events of other watches of it keep it right
 		err = w.fs.follow(w.node)
 	}
 	if err == nil && w.node.wasRemoved() {
