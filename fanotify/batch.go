@@ -571,7 +571,10 @@ func (fs *filesystem) somewhere(ops Op, singles bool) {
 // tellUnplaced tells what changed somewhere, if it is time to.
 func (fs *filesystem) tellUnplaced() {
 	u := &fs.unplaced
-	if now := time.Now(); u.ops != 0 && now.Sub(u.told) >= fs.g.spare {
+	if u.ops == 0 {
+		return
+	}
+	if now := time.Now(); now.Sub(u.told) >= fs.g.spare {
 		fs.lost(u.ops, false)
 		fs.lost(u.single, true)
 		*u = unplaced{told: now}

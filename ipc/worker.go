@@ -286,8 +286,10 @@ func (l *worker) drain() error {
 	if l.inheriting {
 		return nil
 	}
-	if l.read = time.Now(); l.ready {
+	if l.ready {
 		l.read, l.ready = l.found, false
+	} else {
+		l.read = time.Now()
 	}
 	l.causes.next()
 	l.eager = true
