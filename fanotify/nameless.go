@@ -56,8 +56,8 @@ func linkKey(dir *node, name []byte, file handle) uint64 {
 	return nameKey(dir, name) ^ bits.RotateLeft64(fileKey(file), 2)
 }
 
-// An owner is the file that was renamed to a name, and where in the queue that was told. No event says which other file
-// may have lost the name to it.
+// An owner is the file that has a name to which one was renamed, and where in the queue that was told. No event says which
+// file lost the name by that.
 type owner struct{ file, at uint64 }
 
 // nameless says whether the name of the event at hand, in dir, is not its file's. If
@@ -162,8 +162,8 @@ func (fs *filesystem) found(dir *node, name []byte, file handle) {
 	}
 	if !fs.owners.empty() {
 		key := nameKey(dir, name)
-		if o, ok := fs.owners.get(key); ok && o.file != fileKey(file) {
-			fs.owners.forget(key)
+		if o, ok := fs.owners.get(key); ok {
+			fs.owners.set(key, owner{fileKey(file), o.at}) // the one before has still lost it
 		}
 	}
 }
