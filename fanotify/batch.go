@@ -264,11 +264,14 @@ func (fs *filesystem) removedEntry(e *event, dir *node, ops Op) {
 }
 
 // findOrLose finds who is to be told what happened to name in dir. Who cannot be
-// told, but asks for any of ops, is told of an Overflow.
+// told, but asks for any of ops, is told of an Overflow. Mounts are looked up anew then:
+// what cannot be found may be a directory that has brought some into sight.
 func (fs *filesystem) findOrLose(s *scope, dir *node, name []byte, ops Op) {
-	if err := s.find(fs, dir, name); err != nil {
+	err := s.find(fs, dir, name)
+	if err != nil {
 		fs.lost(ops, false)
 	}
+	fs.g.movedIn = fs.g.movedIn || err != nil || s.unsure
 	s.loseUnsure(ops)
 }
 
