@@ -360,7 +360,7 @@ func TestServeGroupFails(t *testing.T) {
 }
 
 // However few files can be opened, a process is started as a whole, or not at all and that is said.
-func TestOpenProcessWithFewFiles(t *testing.T) {
+func TestProcessWithFewFiles(t *testing.T) {
 	g, _ := openProcess(t) // what the runtime opens once is open
 	g.Close()
 	for n := 0; ; n++ {
