@@ -416,6 +416,10 @@ func TestLeaveTooLate(t *testing.T) {
 		before := countFDs(t)
 		w.loop.leaves = true
 		w.served(w.watchItem(1))
+		select {
+		case <-w.worker.wake: // for what was served
+		default:
+		}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
