@@ -418,10 +418,13 @@ func (b *benchRun) fewConnections(ctx context.Context) error {
 }
 
 // available is the memory that the machine has left, in kB.
-func available() float64 {
+func available() float64 { return meminfo("MemAvailable") }
+
+// meminfo is a field of /proc/meminfo, in kB.
+func meminfo(field string) float64 {
 	text, _ := os.ReadFile("/proc/meminfo")
 	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
 			kb, _ := strconv.Atoi(strings.Fields(rest)[0])
 			return float64(kb)
 		}
