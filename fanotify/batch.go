@@ -264,15 +264,15 @@ func (fs *filesystem) removedEntry(e *event, dir *node, ops Op) {
 }
 
 // findOrLose finds who is to be told what happened to name in dir. Who cannot be
-// told, but asks for any of ops, is told of an Overflow. Mounts are looked up anew then:
-// what cannot be found may be a directory that has brought some into sight.
-func (fs *filesystem) findOrLose(s *scope, dir *node, name []byte, ops Op) {
+// told, but asks for any of ops, is told of an Overflow. It returns false if there may be
+// anybody like that.
+func (fs *filesystem) findOrLose(s *scope, dir *node, name []byte, ops Op) (all bool) {
 	err := s.find(fs, dir, name)
 	if err != nil {
 		fs.lost(ops, false)
 	}
-	fs.g.movedIn = fs.g.movedIn || err != nil || s.unsure
 	s.loseUnsure(ops)
+	return err == nil && !s.unsure
 }
 
 // self tells what happened to a directory's own attributes: the directories
@@ -404,10 +404,11 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 // tellRename tells each watch what it can see of a rename.
 func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 	a, b := &fs.g.from, &fs.g.to
-	fs.findOrLose(a, from, e.old.name, ^Op(0))
-	fs.findOrLose(b, to, e.new.name, ^Op(0))
+	all := fs.findOrLose(a, from, e.old.name, ^Op(0))
+	all = fs.findOrLose(b, to, e.new.name, ^Op(0)) && all
 	isDir := e.mask&unix.FAN_ONDIR != 0
 	if moved != nil {
+		fs.g.movedIn = fs.g.movedIn || !all // it may have come into sight, with mounts in it
 		fs.sight(moved, to, string(e.new.name))
 		if a.nested() || b.nested() { // what is told first changes the names of what would be told then
 			a.lose(^Op(0))
@@ -630,7 +631,7 @@ func (fs *filesystem) relist(dir *node, name string) (told bool) {
 // what must not have been.
 func (fs *filesystem) overflowed() {
 	fs.stale = true
-	fs.g.movedIn = true // perhaps
+	fs.g.movedIn = true // a directory may have come into sight, with mounts in it
 	fs.guardAll()
 	fs.lost(^Op(0), true)
 }

@@ -534,14 +534,7 @@ func (c *convergence) scarce() {
 		c.drain()
 	})
 	undo()
-	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
-	defer cancel()
-	for c.g.retry.Load() != nil {
-		if err := c.g.Wait(ctx); err != nil {
-			c.t.Fatal(err)
-		}
-		c.drain()
-	}
+	recovers(c.t, c.g)
 }
 
 func (c *convergence) check() {

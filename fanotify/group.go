@@ -28,7 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/fanotify/mounts"
-	"ksmbd-notifyd/raw"
+	"ksmbd-notifyd/fanotify/raw"
 )
 
 // Op is what happened to a name. As a set it says what a watch asks for.

@@ -561,26 +561,19 @@ func TestTooLarge(t *testing.T) {
 	drain(t, g)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	wait := func() {
-		t.Helper()
-		if err := g.Wait(ctx); err != nil {
-			t.Fatal(err)
-		}
-		drain(t, g)
-	}
 	for range 3 {
 		*told = nil
 		for !slices.Contains(*told, "overflow") {
-			wait()
+			if err := g.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
 		}
 	}
 	if err := os.RemoveAll(dir + "/b"); err != nil {
 		t.Fatal(err)
 	}
-	for g.retry.Load() != nil {
-		wait()
-	}
-	drain(t, g)
+	recovers(t, g)
 	*told = nil
 	touch(t, dir+"/a/end")
 	drain(t, g)

@@ -51,13 +51,11 @@ func nameKey(dir *node, name []byte) uint64 {
 	return maphash.String(seed, dir.handle) ^ bits.RotateLeft64(maphash.Bytes(seed, name), 1)
 }
 
-// linkKey is that of a file's name in dir.
-func linkKey(dir *node, name []byte, file handle) uint64 {
-	return nameKey(dir, name) ^ bits.RotateLeft64(fileKey(file), 2)
-}
+// linkKey is that of a name, of which the first argument is the key, as one of the file's.
+func linkKey(name, file uint64) uint64 { return name ^ bits.RotateLeft64(file, 2) }
 
-// An owner is the file that has a name to which one was renamed, and where in the queue that was told. No event says which
-// file lost the name by that.
+// An owner is the file that has a name now. It is kept for names that a rename may have taken from another file, since no
+// event says from which. At is where in the queue that rename was told.
 type owner struct{ file, at uint64 }
 
 // nameless says whether the name of the event at hand, in dir, is not its file's. If
@@ -99,7 +97,7 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 	}
 	_, seen := fs.linked.get(fileKey(e.fid))
 	if seen && ops&Delete != 0 {
-		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
+		fs.unlinked.set(linkKey(nameKey(dir, e.at.name), fileKey(e.fid)), fs.g.position())
 	}
 	temporary := isInodeName(e.at.name)
 	if ops&^data != 0 || !seen && (!temporary || fs.asks(Create)) || !temporary && !fs.lostName(dir, e) {
@@ -126,7 +124,7 @@ func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
 		fs.found(dir, e.at.name, e.fid)
 	}
 	if ops&Delete != 0 {
-		fs.unlinked.set(linkKey(dir, e.at.name, e.fid), fs.g.position())
+		fs.unlinked.set(linkKey(nameKey(dir, e.at.name), fileKey(e.fid)), fs.g.position())
 	}
 	if ops&(Create|Delete) == Create|Delete || fs.how.whole() && ops&Delete != 0 {
 		return
@@ -143,28 +141,26 @@ func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
 // lostName says whether the file of the event at hand has lost its name in dir before this batch, or may have. In a batch
 // the order of events says little, see settle.go.
 func (fs *filesystem) lostName(dir *node, e *event) bool {
-	if !fs.unlinked.empty() {
-		if at, ok := fs.unlinked.get(linkKey(dir, e.at.name, e.fid)); ok && at <= fs.queue.told {
-			return true
-		}
-	}
-	if fs.owners.empty() {
+	if fs.unlinked.empty() && fs.owners.empty() {
 		return false
 	}
-	o, ok := fs.owners.get(nameKey(dir, e.at.name))
-	return ok && o.at <= fs.queue.told && o.file != fileKey(e.fid)
+	name, file := nameKey(dir, e.at.name), fileKey(e.fid)
+	if at, ok := fs.unlinked.get(linkKey(name, file)); ok && at <= fs.queue.told {
+		return true
+	}
+	o, ok := fs.owners.get(name)
+	return ok && o.at <= fs.queue.told && o.file != file
 }
 
 // found notes that a file has a name in dir, which it or another may have lost before.
 func (fs *filesystem) found(dir *node, name []byte, file handle) {
-	if !fs.unlinked.empty() {
-		fs.unlinked.forget(linkKey(dir, name, file))
+	if fs.unlinked.empty() && fs.owners.empty() {
+		return
 	}
-	if !fs.owners.empty() {
-		key := nameKey(dir, name)
-		if o, ok := fs.owners.get(key); ok {
-			fs.owners.set(key, owner{fileKey(file), o.at}) // the one before has still lost it
-		}
+	n, f := nameKey(dir, name), fileKey(file)
+	fs.unlinked.forget(linkKey(n, f))
+	if o, ok := fs.owners.get(n); ok {
+		fs.owners.set(n, owner{f, o.at}) // the one before has still lost it
 	}
 }
 

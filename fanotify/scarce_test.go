@@ -51,7 +51,7 @@ func few(n int) func(uint, uint64) error {
 // recovers drains until nothing is to be tried again.
 func recovers(t *testing.T, g *Group) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for drain(t, g); g.retry.Load() != nil; drain(t, g) {
 		if err := g.Wait(ctx); err != nil {

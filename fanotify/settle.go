@@ -300,7 +300,7 @@ func (fs *filesystem) differences() (differ []difference) {
 			now.st = nil
 		}
 		present := now.st != nil
-		if present && !now.nowDir() && !(fs.unlinked.empty() && fs.owners.empty()) {
+		if present && !now.nowDir() && (!fs.unlinked.empty() || !fs.owners.empty()) {
 			if file, err := l.file(d.dir, d.name); err == nil {
 				fs.found(d.dir, d.name, file) // it has come again after it was removed, perhaps
 			}

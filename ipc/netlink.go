@@ -16,8 +16,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"ksmbd-notifyd/fanotify/raw"
 	"ksmbd-notifyd/genl"
-	"ksmbd-notifyd/raw"
 )
 
 // Errors of a daemon that need no more explanation.

@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ksmbd-notifyd/raw"
+	"ksmbd-notifyd/fanotify/raw"
 )
 
 // A Mount is a line of the table.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # debug.sh LINUX OUT SERIES: a kernel for the guest of the same source as its usual one, but with KASAN, lockdep, UBSAN,
-# kmemleak and failslab, and ksmbd.ko for it. Leaves OUT/bzImage, OUT/ksmbd.ko and OUT/functions,
+# kmemleak, failslab and gcov, and ksmbd.ko for it. Leaves OUT/bzImage, OUT/ksmbd.ko and OUT/functions,
 # the functions that notify*.c has. The first build takes
 # about 15 minutes of one processor; later ones only what changed.
 set -euo pipefail

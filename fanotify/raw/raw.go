@@ -31,7 +31,8 @@ func EpollModify(epoll, fd int, event *unix.EpollEvent) error {
 }
 
 // Send sends a datagram to the kernel by netlink(7). What the kernel does with it is done
-// before this returns, and so must not wait either.
+// before this returns, and so must not wait either: as long as it did, the runtime could not
+// collect garbage, and the whole program would wait.
 func Send(fd int, b []byte) error {
 	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0,
 		uintptr(unsafe.Pointer(&kernel)), unix.SizeofSockaddrNetlink)
