@@ -40,7 +40,7 @@ const (
 // CreateParams are those of a CREATE request. Everything is shared, if it does not say otherwise.
 type CreateParams struct {
 	Name        string // relative to the share, with backslashes; empty is its root
-	Access      uint32
+	Access      uint32 // and AccessDelete with OptionDeleteOnClose, as MS-FSA 2.1.5.1 demands
 	Disposition uint32
 	Options     uint32
 	Oplock      uint8
@@ -113,10 +113,14 @@ func (t *Tree) CreateRequest(p CreateParams) *Request {
 	if p.KeepsName {
 		share &^= shareDelete
 	}
+	access := p.Access
+	if p.Options&OptionDeleteOnClose != 0 {
+		access |= AccessDelete
+	}
 	return &Request{
 		Command: Create,
 		TreeID:  t.ID,
-		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), p.Access, p.Attributes,
+		Body: pack(uint16(57), uint8(0), p.Oplock, uint32(impersonation), uint64(0), uint64(0), access, p.Attributes,
 			share, p.Disposition, p.Options, uint16(headerLen+56), nameLen, contextOff, uint32(len(contexts)),
 			name, contexts),
 	}
