@@ -54,7 +54,9 @@ type filesystem struct {
 	linked    recent[int]    // how many names a file was given; where handles cannot be opened, and has
 	owners    recent[owner]  // of names to which files were renamed
 	unlinked  recent[uint64] // names that files have lost, and where in the queue that was told
-	left      uint64         // where in the queue a directory was told last to have gone out of sight
+	taken     recent[uint64] // names that files lose by events yet to be told, and where these are, as far as takenTo
+	takenTo   uint64
+	left      uint64 // where in the queue a directory was told last to have gone out of sight
 	unplaced  unplaced
 }
 

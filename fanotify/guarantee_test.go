@@ -5,6 +5,7 @@ package fanotify
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -171,6 +172,47 @@ func TestUnlinkedLater(t *testing.T) {
 				wantTold(t, single, c.want...)
 				wantTold(t, data, c.want...)
 				wantTold(t, singleData, c.want...)
+			}
+		})
+	}
+}
+
+// A file that has a name to which another was renamed once, which went unseen, and that is renamed at once when it was
+// written, is told under that name.
+func TestRenamedAtOnce(t *testing.T) {
+	for _, kind := range namelessKinds {
+		t.Run(kind, func(t *testing.T) {
+			dir := mountTest(t, kind)
+			g := openTest(t)
+			defer g.Close()
+			_, told := watchTest(t, g, dir, true, Modify) // does not hear of new names
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			another := newThread(t) // whose events are not merged with those of this one
+			for _, end := range []func() error{
+				func() error { return os.Rename(dir+"/f", dir+"/n") },
+				func() (err error) {
+					another(func() { err = errJoin(os.Link(dir+"/f", dir+"/n"), os.Remove(dir+"/f")) })
+					return err
+				},
+			} {
+				if err := errJoin(os.WriteFile(dir+"/o", nil, 0o600), os.Rename(dir+"/o", dir+"/f")); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				if err := errJoin(os.Remove(dir+"/f"), os.WriteFile(dir+"/f", nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				*told = nil
+				if err := errJoin(os.WriteFile(dir+"/f", []byte("x"), 0o600), end()); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				wantTold(t, told, "modify f")
+				if err := os.Remove(dir + "/n"); err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	}

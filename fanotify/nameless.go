@@ -78,6 +78,9 @@ func (fs *filesystem) nameless(e *event, dir *node, ops Op) bool {
 		fs.found(dir, e.at.name, e.fid)
 		return false
 	}
+	if !temporary && fs.takenAway(e, dir) {
+		return false
+	}
 	named := fs.hasName(e.fid)
 	if named {
 		fs.somewhere(ops, true)
@@ -105,7 +108,34 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 	}
 	l := look{fs: fs}
 	defer l.close()
-	return !l.names(dir, e.at.name, e.fid) && fs.hasName(e.fid)
+	return !l.names(dir, e.at.name, e.fid) && (temporary || !fs.takenAway(e, dir)) && fs.hasName(e.fid)
+}
+
+// takenAway says whether an event that is yet to be told takes the name of the event at hand, in dir, from its file. Then it
+// was that file's, whoever had it before.
+func (fs *filesystem) takenAway(e *event, dir *node) bool {
+	fs.barrier(dir) // who takes it may have been stopped in the middle of that
+	fs.g.more()
+	q := fs.g.queue
+	pos := max(fs.takenTo, fs.g.position())
+	for end := q.told + uint64(len(q.buf)); pos < end; {
+		var later event
+		size, err := later.decode(q.buf[pos-q.told:])
+		if err != nil {
+			break // which is met again when it is told
+		}
+		from := &later.at
+		if later.mask&unix.FAN_RENAME != 0 {
+			from = &later.old
+		}
+		if in := fs.nodes[string(from.dir)]; in != nil && later.mask&(unix.FAN_RENAME|unix.FAN_DELETE) != 0 && later.fsid == e.fsid {
+			fs.taken.set(linkKey(nameKey(in, from.name), fileKey(later.fid)), pos)
+		}
+		pos += uint64(size)
+	}
+	fs.takenTo = pos
+	at, ok := fs.taken.get(linkKey(nameKey(dir, e.at.name), fileKey(e.fid)))
+	return ok && at >= fs.g.position()
 }
 
 // vanished says whether the file of the event at hand has no name, and the directory that it
