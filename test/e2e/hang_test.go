@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -96,6 +97,11 @@ func (h *hanging) GetXAttr(cancel <-chan struct{}, header *fuse.InHeader, attr s
 func (h *hanging) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	h.wait("STATFS")
 	return h.RawFileSystem.StatFs(cancel, in, out)
+}
+
+func (h *hanging) Unlink(cancel <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
+	h.wait("UNLINK")
+	return h.RawFileSystem.Unlink(cancel, header, name)
 }
 
 // hangingMount is where it is mounted; below that is the share, see shares.
@@ -322,5 +328,59 @@ func TestHangingPermission(t *testing.T) {
 	h.answer()
 	for _, call := range calls {
 		w.told(call, `ADDED sub\x`)
+	}
+}
+
+// TestHangingLogin: others log in while ksmbd waits for a share that hangs, on behalf of a client that leaves or whose session
+// is replaced by another.
+func TestHangingLogin(t *testing.T) {
+	begin(t)
+	replace := func(w *wire, c *smb2.Conn) error {
+		user, password, _ := strings.Cut(user1, "%")
+		go smb2.Dial(w.ctx, "127.0.0.1:445", smb2.Options{Dialect: smb2.Dialect311, User: user, Password: password, PreviousSession: c.SessionID()})
+		return nil
+	}
+	end := func(_ *wire, c *smb2.Conn) error { return c.Close() }
+	logOff := func(w *wire, c *smb2.Conn) error {
+		_, err := c.Send(w.ctx, smb2.LogoffRequest())
+		return err
+	}
+	for name, leave := range map[string]func(*wire, *smb2.Conn) error{"replaced": replace, "gone": end, "logged off": logOff} {
+		for _, what := range []string{"LOOKUP", "UNLINK"} {
+			t.Run(what+"/"+name, func(t *testing.T) { testHangingLogin(t, what, leave) })
+		}
+	}
+}
+
+func testHangingLogin(t *testing.T, what string, leave func(*wire, *smb2.Conn) error) {
+	h := mountHanging(t)
+	w := newWire(t, 4*long)
+	c := w.dial(smb2.Options{})
+	tree, err := c.TreeConnect(w.ctx, "HANGS")
+	w.ok(err)
+	w.create(tree, smb2.CreateParams{
+		Name: "file", Access: smb2.AccessMaximum, Disposition: smb2.DispositionCreate, Options: smb2.OptionDeleteOnClose,
+	})
+	h.hang(what)
+	_, err = c.Send(w.ctx, tree.CreateRequest(smb2.CreateParams{Name: "other", Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpen}))
+	w.ok(err)
+	if what == "LOOKUP" {
+		<-h.hangs // else it may leave before that is asked for
+	}
+	w.ok(leave(w, c))
+	if what == "UNLINK" {
+		<-h.hangs
+	}
+	const most = 5 * time.Second
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		start := time.Now()
+		other, tree := w.connect2()
+		call, _ := w.park(w.open(tree, ""), wireNames())
+		w.touch("new")
+		w.told(call, "ADDED new")
+		w.ok(errors.Join(os.Remove(filepath.Join(w.dir, "new")), other.Close()))
+		if took := time.Since(start); took > most {
+			t.Fatalf("others log in and are told after %v", took)
+		}
 	}
 }
