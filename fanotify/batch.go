@@ -468,7 +468,7 @@ func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
 		fs.believe(from, left, true)
 	}
 	if to != nil && !isDir && e.fid != nil {
-		fs.renamed(to, e.new.name, e.fid)
+		fs.owned(to, e.new.name, e.fid)
 	}
 	if len(b.hits) > 0 {
 		fs.believe(to, doubt{name: e.new.name, present: true, isDir: isDir, is: moved}, true)

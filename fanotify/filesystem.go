@@ -52,7 +52,7 @@ type filesystem struct {
 	renames   []rename
 	exchanged half
 	linked    recent[int]    // how many names a file was given; where handles cannot be opened, and has
-	owners    recent[owner]  // of names to which files were renamed
+	owners    recent[owner]  // of names that may have been other files'
 	unlinked  recent[uint64] // names that files have lost, and where in the queue that was told
 	taken     recent[uint64] // names that files lose by events yet to be told, and where these are, as far as takenTo
 	takenTo   uint64

@@ -177,6 +177,48 @@ func TestUnlinkedLater(t *testing.T) {
 	}
 }
 
+// The event by which a file loses its name is added to the one by which it got it first, and so comes before the one by which
+// another thread gave it that name again.
+func TestUnlinkedBefore(t *testing.T) {
+	for _, kind := range namelessKinds {
+		for what, end := range map[string]func(f string) error{
+			"removed":              os.Remove,
+			"another in its place": func(f string) error { return errJoin(os.Remove(f), os.WriteFile(f, nil, 0o600)) },
+		} {
+			t.Run(kind+"/"+what, func(t *testing.T) {
+				dir, g, tree, single := watchBoth(t, kind)
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				f, n := dir+"/f", dir+"/n"
+				touch(t, f)
+				var err error
+				newThread(t)(func() { err = errJoin(os.Rename(f, n), os.Link(n, f)) })
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := onFile(f, func(fd int) error {
+					if err := end(f); err != nil {
+						return err
+					}
+					drain(t, g)
+					*tree, *single = nil, nil
+					_, err := unix.Write(fd, []byte("x"))
+					return err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				want := "overflow"
+				if kind == "overlay" {
+					want = "modify f" // it may have had another name for long
+				}
+				wantTold(t, tree, want)
+				wantTold(t, single, want)
+			})
+		}
+	}
+}
+
 // A file that has a name to which another was renamed once, which went unseen, and that is renamed at once when it was
 // written, is told under that name.
 func TestRenamedAtOnce(t *testing.T) {

@@ -54,8 +54,8 @@ func nameKey(dir *node, name []byte) uint64 {
 // linkKey is that of a name, of which the first argument is the key, as one of the file's.
 func linkKey(name, file uint64) uint64 { return name ^ bits.RotateLeft64(file, 2) }
 
-// An owner is the file that has a name now. It is kept for names that a rename may have taken from another file, since no
-// event says from which. At is where in the queue that rename was told.
+// An owner is the file that has a name now, if any. It is kept for names that may have been taken from another file: a rename
+// does not say from which. At is where in the queue that was told.
 type owner struct{ file, at uint64 }
 
 // nameless says whether the name of the event at hand, in dir, is not its file's. If
@@ -194,9 +194,9 @@ func (fs *filesystem) found(dir *node, name []byte, file handle) {
 	}
 }
 
-// renamed notes that the file has got a name in dir that may have been another's. Where a file that loses all its names
-// cannot be told from one that keeps some, that says nothing.
-func (fs *filesystem) renamed(dir *node, name []byte, file handle) {
+// owned notes that the file, or none if that is nil, has a name in dir that may have been another's. Where a file that loses
+// all its names cannot be told from one that keeps some, that says nothing.
+func (fs *filesystem) owned(dir *node, name []byte, file handle) {
 	fs.found(dir, name, file)
 	if fs.how.whole() {
 		fs.owners.set(nameKey(dir, name), owner{fileKey(file), fs.g.position()})

@@ -300,10 +300,13 @@ func (fs *filesystem) differences() (differ []difference) {
 			now.st = nil
 		}
 		present := now.st != nil
-		if present && !now.nowDir() && (!fs.unlinked.empty() || !fs.owners.empty()) {
+		// A file may have lost the name by an event that comes before the one that gave it to it.
+		if present && !now.nowDir() {
 			if file, err := l.file(d.dir, d.name); err == nil {
-				fs.found(d.dir, d.name, file) // it has come again after it was removed, perhaps
+				fs.owned(d.dir, d.name, file)
 			}
+		} else if now.err == nil {
+			fs.owned(d.dir, d.name, nil)
 		}
 		if now.err == errGone && !d.present || now.err == nil && present == d.present && (!present || now.nowDir() == d.isDir) {
 			continue
