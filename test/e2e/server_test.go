@@ -521,6 +521,7 @@ func startWith(files []*os.File, name string, argv ...string) (*process, error) 
 	defer log.Close()
 	p := &process{name: name, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = log, log, files
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}

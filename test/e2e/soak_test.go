@@ -770,7 +770,8 @@ func init() { // one has others dealt with it
 			return errors.Join(err, gone, startMountd())
 		}},
 		{name: "mountd killed", kind: cuts, deal: func(s *storm) error {
-			err := server.mountd.cmd.Process.Kill()
+			// Its worker too, as systemd does: that would go on, and have ksmbd refuse the next one's.
+			err := syscall.Kill(-server.mountd.cmd.Process.Pid, syscall.SIGKILL)
 			server.mountd.wait()
 			s.pause(500)
 			return errors.Join(err, startMountd())
