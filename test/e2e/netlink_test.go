@@ -540,10 +540,15 @@ func TestBoundOfBytes(t *testing.T) {
 		calls []*smb2.Call
 		items []genl.Item
 	}
+	// Since 7.3 ksmbd itself keeps one response that the socket does not take, of whatever size.
+	kept := 0
+	if series() == "7.3" {
+		kept = 1
+	}
 	dial := func(requests int) *client {
 		conn, tree := w.connect(smb2.Options{ReadBuffer: 16384})
 		c, f := &client{Conn: conn}, w.open(tree, "")
-		for range requests {
+		for range requests + kept {
 			call, item := d.park(f, smb2.NotifyParams{Filter: smb2.FilterFileName, Length: 1 << 20})
 			c.calls, c.items = append(c.calls, call), append(c.items, item)
 		}
@@ -552,9 +557,17 @@ func TestBoundOfBytes(t *testing.T) {
 	// By what the daemon says and what the client may be told, these take 1.1 and 15.4 MB. The first are more than a
 	// socket takes, and less than the client's buffer; the others are more than that.
 	some, many := d.encoded(added(1500)), d.encoded(added(20000))
+	pause := func(c *client) (resume func()) {
+		resume = d.pause(c.Conn)
+		for _, item := range c.items[:kept] {
+			d.completeAs(item, some)
+		}
+		c.calls, c.items = c.calls[kept:], c.items[kept:]
+		return resume
+	}
 
 	c := dial(20)
-	resume := d.pause(c.Conn)
+	resume := pause(c)
 	for _, item := range c.items {
 		d.completeAs(item, some)
 	}
@@ -572,7 +585,7 @@ func TestBoundOfBytes(t *testing.T) {
 	var resumes []func()
 	for range 4 {
 		c := dial(2)
-		clients, resumes = append(clients, c), append(resumes, d.pause(c.Conn))
+		clients, resumes = append(clients, c), append(resumes, pause(c))
 	}
 	for _, c := range clients {
 		d.completeAs(c.items[0], some)
@@ -595,7 +608,7 @@ func TestBoundOfBytes(t *testing.T) {
 	c = dial(8)
 	allocated := func() float64 { return meminfo("SUnreclaim") + meminfo("VmallocUsed") } // by the kernel
 	before := allocated()
-	resume, begun := d.pause(c.Conn), time.Now()
+	resume, begun := pause(c), time.Now()
 	d.completeAs(c.items[0], some)
 	for _, item := range c.items[1:] {
 		d.completeAs(item, tooMuch)

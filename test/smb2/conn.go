@@ -115,7 +115,6 @@ type Conn struct {
 	preauth     []byte // the hash of MS-SMB2 3.1.4.4.1, up to the session's setup
 
 	sending sync.Mutex // keeps MessageIds in the order of the socket
-	reading sync.Mutex // held while nothing is to be read, see Pause
 
 	mu      sync.Mutex // guards what follows
 	nextID  uint64
@@ -125,8 +124,11 @@ type Conn struct {
 	keys    *keys
 	binding *keys // of the session that the connection is being bound to
 	signing bool
-	raw     *Raw // takes what comes, see Conn.Raw
-	stalled bool // reads nothing any more, see Conn.Stall
+	raw     *Raw       // takes what comes, see Conn.Raw
+	stalled bool       // reads nothing any more, see Conn.Stall
+	paused  bool       // reads nothing for a while, see Conn.Pause
+	reads   bool       // is about to take the next response, or has ended
+	turned  *sync.Cond // one of these two has changed
 
 	breaks  chan *Response
 	closing sync.Once
@@ -138,6 +140,7 @@ type Conn struct {
 func newConn(nc net.Conn) *Conn {
 	c := &Conn{nc: nc, credits: 1, calls: make(map[uint64]*Call), breaks: make(chan *Response, maxBreaks),
 		closed: make(chan struct{}), done: make(chan struct{})}
+	c.turned = sync.NewCond(&c.mu)
 	go c.read()
 	return c
 }
@@ -168,8 +171,18 @@ func (c *Conn) Stall() {
 
 // Pause has nothing read after the response that comes next, until resume is called.
 func (c *Conn) Pause() (resume func()) {
-	c.reading.Lock()
-	return c.reading.Unlock
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.reads { // else that would not be read either
+		c.turned.Wait()
+	}
+	c.paused = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.paused = false
+		c.turned.Broadcast()
+	}
 }
 
 // Reset is Close, with a TCP reset.
@@ -378,8 +391,13 @@ func (c *Conn) read() {
 	defer close(c.done)
 	defer c.nc.Close()
 	for frame, seq := 0, 0; ; frame++ {
-		c.reading.Lock()
-		c.reading.Unlock()
+		c.mu.Lock()
+		for c.paused {
+			c.turned.Wait()
+		}
+		c.reads = true
+		c.turned.Broadcast()
+		c.mu.Unlock()
 		var prefix [4]byte
 		_, err := io.ReadFull(c.nc, prefix[:])
 		b := make([]byte, binary.BigEndian.Uint32(prefix[:])&0xffffff)
@@ -388,6 +406,7 @@ func (c *Conn) read() {
 		}
 		c.mu.Lock()
 		raw := c.raw
+		c.reads = err != nil
 		c.mu.Unlock()
 		if err == nil && raw != nil {
 			raw.take(b)
