@@ -219,6 +219,38 @@ func TestUnlinkedBefore(t *testing.T) {
 	}
 }
 
+// A file is changed by a name that it has for a moment, by another thread, and that another file was renamed to once. That
+// tells nobody to list anew: whose the name was is known.
+func TestLinkedForAMoment(t *testing.T) {
+	for _, kind := range namelessKinds {
+		t.Run(kind, func(t *testing.T) {
+			dir, g, tree, single := watchBoth(t, kind)
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			f, n, o := dir+"/f", dir+"/n", dir+"/o"
+			touch(t, n)
+			touch(t, o)
+			if err := os.Rename(o, f); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			if err := os.Remove(f); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			*tree, *single = nil, nil
+			err := os.Link(n, f)
+			newThread(t)(func() { err = errJoin(err, os.Chmod(f, 0o640)) })
+			if err = errJoin(err, os.Remove(f)); err != nil {
+				t.Fatal(err)
+			}
+			drain(t, g)
+			wantTold(t, tree, "create f", "delete f")
+			wantTold(t, single, "create f", "delete f")
+		})
+	}
+}
+
 // A file that has a name to which another was renamed once, which went unseen, and that is renamed at once when it was
 // written, is told under that name.
 func TestRenamedAtOnce(t *testing.T) {

@@ -95,7 +95,7 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 	if e.mask&unix.FAN_ONDIR != 0 || e.fid == nil || !fs.how.whole() {
 		return false
 	}
-	if ops&(Create|Delete) == Create {
+	if ops&Create != 0 {
 		fs.found(dir, e.at.name, e.fid)
 	}
 	_, seen := fs.linked.get(fileKey(e.fid))
@@ -150,7 +150,7 @@ func (fs *filesystem) vanished(e *event, dir *node, ops Op) bool {
 
 // countNames notes that a file was given a name in dir, or has lost one, or both.
 func (fs *filesystem) countNames(dir *node, e *event, ops Op) {
-	if ops&(Create|Delete) == Create {
+	if ops&Create != 0 {
 		fs.found(dir, e.at.name, e.fid)
 	}
 	if ops&Delete != 0 {
