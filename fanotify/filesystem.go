@@ -54,9 +54,9 @@ type filesystem struct {
 	linked    recent[int]    // how many names a file was given; where handles cannot be opened, and has
 	owners    recent[owner]  // of names that may have been other files'
 	unlinked  recent[uint64] // names that files have lost, and where in the queue that was told
-	taken     recent[uint64] // names that files lose by events yet to be told, and where these are, as far as takenTo
-	takenTo   uint64
-	left      uint64 // where in the queue a directory was told last to have gone out of sight
+	taken     recent[taking] // of names that files lose or get by events yet to be told
+	takenTo   uint64         // as far as that is known in the queue
+	left      uint64         // where in the queue a directory was told last to have gone out of sight
 	unplaced  unplaced
 }
 

@@ -219,6 +219,59 @@ func TestUnlinkedBefore(t *testing.T) {
 	}
 }
 
+// A file that is open has lost the name it was opened by and keeps another. It is told under neither if it is written to and
+// another thread gives it the old name for a moment, or if that changes hands once more, before anybody looks.
+func TestLostAgain(t *testing.T) {
+	for _, kind := range namelessKinds {
+		t.Run(kind, func(t *testing.T) {
+			dir, g, tree, single := watchBoth(t, kind)
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			another := newThread(t) // whose events are not merged with those of this one
+			f, n, o, p := dir+"/f", dir+"/n", dir+"/o", dir+"/p"
+			unlinked := func() error { return errJoin(os.Link(f, n), os.Remove(f)) }
+			replaced := func() error { return errJoin(os.Link(f, n), os.Rename(o, f)) }
+			nothing := func() error { return nil }
+			for what, c := range map[string]struct{ lose, before, after func() error }{
+				"linked and unlinked": {unlinked, nothing, func() error { return errJoin(os.Link(n, f), os.Remove(f)) }},
+				"linked and renamed":  {unlinked, nothing, func() error { return errJoin(os.Link(n, f), os.Rename(f, p)) }},
+				"replaced, linked and renamed": {replaced, nothing, func() error {
+					return errJoin(os.Remove(f), os.Link(n, f), os.Rename(f, p))
+				}},
+				"replaced again": {replaced, func() error { return os.Rename(o, f) }, nothing},
+			} {
+				for _, name := range []string{f, n, o, p} {
+					os.Remove(name)
+				}
+				touch(t, f)
+				touch(t, o)
+				drain(t, g)
+				if err := onFile(f, func(fd int) error {
+					if err := c.lose(); err != nil {
+						return err
+					}
+					touch(t, o)
+					drain(t, g)
+					*tree, *single = nil, nil
+					var err error
+					another(func() { err = c.before() })
+					_, err2 := unix.Write(fd, []byte("x"))
+					another(func() { err = errJoin(err, err2, c.after()) })
+					return err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				for _, told := range []*[]string{tree, single} {
+					if kind != "overlay" && !slices.Contains(*told, "overflow") { // there it may have had another name for long
+						t.Errorf("%s: told %q", what, *told)
+					}
+				}
+			}
+		})
+	}
+}
+
 // A file is changed by a name that it has for a moment, by another thread, and that another file was renamed to once. That
 // tells nobody to list anew: whose the name was is known.
 func TestLinkedForAMoment(t *testing.T) {

@@ -111,9 +111,17 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 	return !l.names(dir, e.at.name, e.fid) && (temporary || !fs.takenAway(e, dir)) && fs.hasName(e.fid)
 }
 
+// A taking is what events that are yet to be told do to a name of a file: where in the queue the last one is that takes
+// it from the file, and the last one that gives it to the file.
+type taking struct{ at, given uint64 }
+
 // takenAway says whether an event that is yet to be told takes the name of the event at hand, in dir, from its file. Then it
-// was that file's, whoever had it before.
+// was that file's, if that is not known to have lost it, and has not been given it again in between.
 func (fs *filesystem) takenAway(e *event, dir *node) bool {
+	link := linkKey(nameKey(dir, e.at.name), fileKey(e.fid))
+	if at, ok := fs.unlinked.get(link); ok && at <= fs.queue.told {
+		return false
+	}
 	fs.barrier(dir) // who takes it may have been stopped in the middle of that
 	fs.g.more()
 	q := fs.g.queue
@@ -124,18 +132,34 @@ func (fs *filesystem) takenAway(e *event, dir *node) bool {
 		if err != nil {
 			break // which is met again when it is told
 		}
-		from := &later.at
-		if later.mask&unix.FAN_RENAME != 0 {
-			from = &later.old
-		}
-		if in := fs.nodes[string(from.dir)]; in != nil && later.mask&(unix.FAN_RENAME|unix.FAN_DELETE) != 0 && later.fsid == e.fsid {
-			fs.taken.set(linkKey(nameKey(in, from.name), fileKey(later.fid)), pos)
-		}
 		pos += uint64(size)
+		var t taking
+		if later.mask&unix.FAN_DELETE != 0 {
+			t.at = pos
+		}
+		if later.mask&unix.FAN_CREATE != 0 {
+			t.given = pos
+		}
+		switch {
+		case later.fsid != e.fsid:
+		case later.mask&unix.FAN_RENAME != 0:
+			fs.noteTaking(later.old, later.fid, taking{at: pos})
+			fs.noteTaking(later.new, later.fid, taking{given: pos})
+		case t != taking{}:
+			fs.noteTaking(later.at, later.fid, t)
+		}
 	}
 	fs.takenTo = pos
-	at, ok := fs.taken.get(linkKey(nameKey(dir, e.at.name), fileKey(e.fid)))
-	return ok && at >= fs.g.position()
+	t, _ := fs.taken.get(link)
+	return t.at > fs.g.position() && t.given <= fs.g.position()
+}
+
+func (fs *filesystem) noteTaking(name record, file handle, t taking) {
+	if dir := fs.nodes[string(name.dir)]; dir != nil {
+		link := linkKey(nameKey(dir, name.name), fileKey(file))
+		was, _ := fs.taken.get(link)
+		fs.taken.set(link, taking{max(was.at, t.at), max(was.given, t.given)})
+	}
 }
 
 // vanished says whether the file of the event at hand has no name, and the directory that it
@@ -197,10 +221,16 @@ func (fs *filesystem) found(dir *node, name []byte, file handle) {
 // owned notes that the file, or none if that is nil, has a name in dir that may have been another's. Where a file that loses
 // all its names cannot be told from one that keeps some, that says nothing.
 func (fs *filesystem) owned(dir *node, name []byte, file handle) {
-	fs.found(dir, name, file)
-	if fs.how.whole() {
-		fs.owners.set(nameKey(dir, name), owner{fileKey(file), fs.g.position()})
+	n, f := nameKey(dir, name), fileKey(file)
+	fs.unlinked.forget(linkKey(n, f))
+	if !fs.how.whole() {
+		return
 	}
+	o, ok := fs.owners.get(n)
+	if !ok {
+		o.at = fs.g.position()
+	}
+	fs.owners.set(n, owner{f, o.at}) // whoever had lost it before has still lost it
 }
 
 // names says whether name in dir is that of the file, or may be.

@@ -37,6 +37,16 @@ func (h *hanging) hang(what string) {
 	h.what, h.until, h.hangs = what, make(chan struct{}), make(chan struct{}, 1)
 }
 
+// awaitHang waits until something hangs.
+func (h *hanging) awaitHang(t *testing.T) {
+	t.Helper()
+	select {
+	case <-h.hangs:
+	case <-time.After(long):
+		t.Fatal("ksmbd asks nothing that hangs")
+	}
+}
+
 // answer has all that hangs answered.
 func (h *hanging) answer() {
 	h.mu.Lock()
@@ -299,11 +309,7 @@ func TestHangingPermission(t *testing.T) {
 	}
 	h.hang("GETXATTR")
 	w.ok(os.WriteFile(filepath.Join(dir, "sub", "x"), nil, 0o666))
-	select {
-	case <-h.hangs:
-	case <-time.After(long):
-		t.Fatal("ksmbd asks nothing that hangs")
-	}
+	h.awaitHang(t)
 
 	_, told := w.toldAfter(f, 15)
 	for range 2 {
@@ -337,7 +343,12 @@ func TestHangingLogin(t *testing.T) {
 	begin(t)
 	replace := func(w *wire, c *smb2.Conn) error {
 		user, password, _ := strings.Cut(user1, "%")
-		go smb2.Dial(w.ctx, "127.0.0.1:445", smb2.Options{Dialect: smb2.Dialect311, User: user, Password: password, PreviousSession: c.SessionID()})
+		o := smb2.Options{Dialect: smb2.Dialect311, User: user, Password: password, PreviousSession: c.SessionID()}
+		go func() {
+			if conn, err := smb2.Dial(w.ctx, "127.0.0.1:445", o); err == nil {
+				conn.Close()
+			}
+		}()
 		return nil
 	}
 	end := func(_ *wire, c *smb2.Conn) error { return c.Close() }
@@ -365,11 +376,11 @@ func testHangingLogin(t *testing.T, what string, leave func(*wire, *smb2.Conn) e
 	_, err = c.Send(w.ctx, tree.CreateRequest(smb2.CreateParams{Name: "other", Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpen}))
 	w.ok(err)
 	if what == "LOOKUP" {
-		<-h.hangs // else it may leave before that is asked for
+		h.awaitHang(t) // else it may leave before that is asked for
 	}
 	w.ok(leave(w, c))
 	if what == "UNLINK" {
-		<-h.hangs
+		h.awaitHang(t)
 	}
 	const most = 5 * time.Second
 	for end := time.Now().Add(time.Second); time.Now().Before(end); {
