@@ -202,7 +202,7 @@ func startSmbd() (*process, error) {
 			return nil, err
 		}
 	}
-	p, err := start("smbd", "smbd-4.17", "--foreground", "--debug-stdout", "-s", file)
+	p, err := start("smbd", "smbd-4.17", "--foreground", "--no-process-group", "--debug-stdout", "-s", file)
 	if err != nil {
 		return nil, err
 	}
