@@ -28,9 +28,10 @@ const (
 	retryAfter = time.Second
 
 	// maxQueued bounds the records of all watches that wait for a request,
-	// in bytes as they would take in clients' buffers. They take about twice
-	// that of memory.
-	maxQueued = 64 << 20
+	// in bytes as they would take in clients' buffers, and shareQueued is the part
+	// of the memory that there is, should that be less. They take about twice that.
+	maxQueued   = 64 << 20
+	shareQueued = 16
 
 	// askAgainAfter is when a completion has ksmbd asked whether it rang and was
 	// not heard.
@@ -182,7 +183,7 @@ func newLoop(log *slog.Logger, k Kernel, open Opener) *loop {
 	}
 	l.shared = &shared{
 		log: log, kernel: k, stats: newStats(), control: new(control),
-		budget: budget{limit: maxQueued, most: func() int { return l.control.clientKiB() }}, causes: causeHub{fetch: k.Causes}, opening: make(chan struct{}, 1),
+		budget: budget{limit: min(maxQueued, Memory()/shareQueued), most: func() int { return l.control.clientKiB() }}, causes: causeHub{fetch: k.Causes}, opening: make(chan struct{}, 1),
 		completed: func(now time.Time) {
 			if now.Sub(time.Unix(0, l.asked.Load())) < askAgainAfter {
 				return

@@ -5,6 +5,8 @@
 
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/minmax.h>
+#include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 
@@ -14,7 +16,8 @@ static u32 notify_registrations;		/* of all daemons so far */
 
 /* Of change records that wait to be sent: on a connection, and in all. */
 #define NOTIFY_MAX_CONN_BYTES	(2 * SMB3_MAX_IOSIZE)
-#define NOTIFY_MAX_BYTES	SZ_64M
+#define NOTIFY_MAX_BYTES						\
+	min_t(unsigned long, SZ_64M, totalram_pages() << (PAGE_SHIFT - 4))
 /* A longer response is encrypted and sent by a work item, not by the daemon. */
 #define NOTIFY_SEND_HERE	SZ_8K
 

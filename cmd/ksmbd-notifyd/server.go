@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -41,6 +42,8 @@ func (s *server) serve(stderr io.Writer) error {
 	}
 	// Its goroutines work one after the other: processors to wake only delay them.
 	runtime.GOMAXPROCS(1)
+	// Near what it may have it rather collects garbage than be killed.
+	debug.SetMemoryLimit(int64(ipc.Memory() / 4 * 3))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)

@@ -42,7 +42,15 @@ type model struct {
 	tree  bool
 	names map[string]bool
 	enums int      // how often it was told to list
-	log   []string // since the last check
+	log   []string // since the last check, the end of it
+}
+
+// note takes down what befell the client.
+func (m *model) note(line string) {
+	const most = 20000
+	if m.log = append(m.log, line); len(m.log) == 2*most {
+		m.log = append(m.log[:0], m.log[most:]...)
+	}
 }
 
 // list takes in what is on the disk in and below a directory of the client's.
@@ -62,14 +70,14 @@ func (m *model) list(below string) {
 }
 
 func (m *model) enum(why string) {
-	m.log = append(m.log, why)
+	m.note(why)
 	m.names = make(map[string]bool)
 	m.list("")
 }
 
 // apply takes in a record. What is in a directory that comes into sight is not told.
 func (m *model) apply(a smb2.Action, name string) {
-	m.log = append(m.log, fmt.Sprint(a, " ", name))
+	m.note(fmt.Sprint(a, " ", name))
 	switch a {
 	case smb2.Added, smb2.RenamedNewName:
 		m.names[name] = true
@@ -311,7 +319,8 @@ func (l *listener) run(ctx context.Context, mayBeCut func() bool, armed func()) 
 			return err
 		}
 		l.mu.Lock()
-		l.log, l.cuts = append(l.log, err.Error()), l.cuts+1
+		l.note(err.Error())
+		l.cuts++
 		l.mu.Unlock()
 		l.conn.Close()
 		if err := until(4*long, func() error { return l.attach(ctx) }); err != nil { // a blow itself waits for ksmbd to end, and to start
@@ -451,11 +460,11 @@ func (s *storm) mutate(root string, cifs bool) {
 // whole is a buffer that takes all that is told between two checks.
 const whole = 128 << 10
 
-// listen starts the clients.
-func (s *storm) listen() {
+// listen starts the clients, so many for each of the grounds.
+func (s *storm) listen(each int) {
 	s.Helper()
 	var armed sync.WaitGroup
-	for i := range len(s.grounds) * *soakWatches {
+	for i := range len(s.grounds) * each {
 		g := s.grounds[i%len(s.grounds)]
 		n := i / len(s.grounds)
 		user, password, _ := strings.Cut(user1, "%")
@@ -492,7 +501,18 @@ func (s *storm) startSmbclient() {
 // burst has all mutators at work for a time, and the blow dealt at some moment of it.
 func (s *storm) burst(d time.Duration, calm bool, blow func() error) {
 	s.Helper()
-	ctx, stop := context.WithCancel(s.ctx)
+	stop := s.work(calm)
+	before := time.Duration(s.Int64N(int64(d)))
+	time.Sleep(before)
+	err := blow()
+	time.Sleep(d - before)
+	stop()
+	s.ok(err)
+}
+
+// work has all mutators at work until stop is called.
+func (s *storm) work(calm bool) (stop func()) {
+	ctx, cancel := context.WithCancel(s.ctx)
 	var working sync.WaitGroup
 	for _, m := range s.mutators {
 		if m.cifs && s.cut.Load() {
@@ -513,13 +533,10 @@ func (s *storm) burst(d time.Duration, calm bool, blow func() error) {
 			}
 		})
 	}
-	before := time.Duration(s.Int64N(int64(d)))
-	time.Sleep(before)
-	err := blow()
-	time.Sleep(d - before)
-	stop()
-	working.Wait()
-	s.ok(err)
+	return func() {
+		cancel()
+		working.Wait()
+	}
 }
 
 // check waits until each client has been told of all that was done, and compares what it knows with the disk.
@@ -864,10 +881,10 @@ func blowNamed(name string) blow {
 	return blows[slices.IndexFunc(blows, func(b blow) bool { return b.name == name })]
 }
 
-// TestSoak: whatever befalls the server while much is changed there, each client ends with the names that are on the disk, by
-// what it is told alone. Each request is answered, and once.
-func TestSoak(t *testing.T) {
-	server.quiet = !*soakLoud // or the log is what it stores most
+// quieten has the daemon log little until the end of the test: else its log is what is stored most.
+func quieten(t *testing.T) {
+	t.Helper()
+	server.quiet = !*soakLoud
 	t.Cleanup(func() {
 		server.quiet = false
 		if err := errors.Join(stopNotifyd(), startNotifyd()); err != nil {
@@ -877,8 +894,14 @@ func TestSoak(t *testing.T) {
 	if err := stopNotifyd(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestSoak: whatever befalls the server while much is changed there, each client ends with the names that are on the disk, by
+// what it is told alone. Each request is answered, and once.
+func TestSoak(t *testing.T) {
+	quieten(t)
 	s := newStorm(t)
-	s.listen()
+	s.listen(*soakWatches)
 	chosen, err := regexp.Compile("^(" + *soakBlows + ")$")
 	s.ok(err)
 	dealt := make(map[string]int)

@@ -53,6 +53,7 @@ skip+='|TestFuzzAllocations' # it wants failslab
 case $RUN in
 *Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$RUN" "$skip" ;;
 *Starve*) QUIET=-quiet guest "$name-starve" 3600 "$RUN" "$skip" ;;
+*Overload*) guest "$name" $((2 * $(seconds "${FUZZ:-10s}") + 900)) "$RUN" "$skip" ;;
 *Soak*) guest "$name-soak" $(($(seconds "${FOR:-1m}") + 900)) "$RUN" "$skip" ;;
 *) guest "$name" 1500 "$RUN" "$skip|TestTorture|TestStarve" ;;
 esac
