@@ -38,6 +38,7 @@ type world struct {
 	items   []any         // genl.Item, or an error for Next to return
 	caused  genl.Causes   // by SMB requests
 	answers []error       // to completions; nil when there are no more
+	takes   time.Duration // a completion
 	batch   int           // items that Next returns, if not 1
 
 	// fanotify
@@ -123,6 +124,7 @@ func (w *world) Ack(id uint64, errno unix.Errno) {
 func (w *world) Flush() {}
 
 func (w *world) Complete(completions []Completion) {
+	time.Sleep(w.takes * time.Duration(len(completions)))
 	for i := range completions {
 		c := &completions[i]
 		what := recordString(c.Records)

@@ -111,10 +111,11 @@ type event struct {
 	first   int  // bytes that the first takes in a client's buffer
 	others  int  // those of the others, which come after it, with what pads the first
 	valid   bool // each name is one that a record can carry
+	reach   *int // how many watches were given it whose clients ask, see pace
 }
 
 func newEvent(records []genl.Record) event {
-	e := event{records: records, valid: true}
+	e := event{records: records, valid: true, reach: new(int)}
 	for i, r := range records {
 		size := recordSize(r.Name)
 		if e.valid = e.valid && genl.ValidName(r.Name); i == 0 {
@@ -126,9 +127,20 @@ func newEvent(records []genl.Record) event {
 	return e
 }
 
-// room says whether the queue takes an event more, or has lost all in any case.
-func (q *queue) room(e event) bool {
-	return q.lost || align4(q.size)+e.first+e.others <= q.limit
+// room says whether an event more makes a queue of limit bytes at the most, or it has lost all in
+// any case.
+func (q *queue) room(e event, limit int) bool {
+	return q.lost || align4(q.size)+e.first+e.others <= limit
+}
+
+// charge charges what was not charged yet, or returns false if that is too much.
+func (q *queue) charge() bool {
+	more := q.size - q.charged
+	if more > 0 && !q.budget.take(more) {
+		return false
+	}
+	q.charged += max(more, 0)
+	return true
 }
 
 // push queues the records of an event, after merging the first with an equal

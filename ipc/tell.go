@@ -52,16 +52,22 @@ func (l *worker) changed(w *watch, c fanotify.Change) {
 	if len(e.records) == 0 {
 		return
 	}
+	w.gives(e, l.read)
 	// A request that waits for its turn is served now, rather than that its client lists anew.
-	if len(w.pending) == 0 && !w.queue.room(e) {
+	if len(w.pending) == 0 && !w.queue.room(e, w.queue.limit) {
 		l.hurry(w)
-		l.deliver(w)
+		l.rouse(w)
+	}
+	holds := w.held && len(w.pending) > 0 && !w.telling
+	if holds && !w.queue.room(e, min(w.pending[0].length, maxHeld)) {
+		l.rouse(w)
+		holds = false
 	}
 	if len(w.queue.records) == 0 {
 		w.queue.since = l.read
 	}
-	// What a request takes at once, nobody has to keep.
-	direct := len(w.pending) > 0 && !w.queue.waiting() && !w.telling
+	// What a request takes at once, or is about to, nobody has to keep.
+	direct := holds || len(w.pending) > 0 && !w.telling && !w.queue.waiting()
 	if why := w.queue.push(e, !direct); why != "" {
 		l.overflowed(w, why)
 	}
@@ -159,13 +165,16 @@ func (l *worker) overflowed(w *watch, why string) {
 }
 
 // deliver puts completions of w's requests in the outbox, oldest first, as long as
-// there is something to tell. Where one is on its way already it is waited for:
+// there is something to tell and w does not rest. Where one is on its way already it is waited for:
 // should that fail, what it has goes to the next.
 func (l *worker) deliver(w *watch) {
 	for len(w.pending) > 0 && (w.gone || w.queue.waiting()) && l.retry.IsZero() {
 		if w.telling {
 			l.flush()
 			continue
+		}
+		if l.holds(w) {
+			return
 		}
 		out := outgoing{watch: w, Completion: Completion{Request: w.pending[0].id}}
 		switch {
@@ -216,8 +225,10 @@ func (l *worker) send() time.Time {
 	for i := range out {
 		completions = append(completions, out[i].Completion)
 	}
+	began := time.Now()
 	l.kernel.Complete(completions)
 	now := time.Now()
+	l.took(now.Sub(began), len(completions))
 	for i := range out {
 		w, c := out[i].watch, &completions[i]
 		w.telling = false
@@ -225,6 +236,7 @@ func (l *worker) send() time.Time {
 		case c.Err == nil:
 			l.stats.told(w.about.Share, c, now.Sub(out[i].since))
 			l.forgetRequest(c.Request)
+			w.told, w.reach, w.rested = now, w.given, false
 			continue
 		case errors.Is(c.Err, ErrNoRequest):
 			w.log.Debug("request has ended already", "request", c.Request)

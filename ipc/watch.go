@@ -30,6 +30,11 @@ type watch struct {
 	last    uint64    // id of the newest request
 	looked  uint64    // at what count of inbox.posted there was no request of it
 	gone    bool      // the directory was removed
+	told    time.Time // when it was told last
+	reach   *int      // how many watches had the last event that it was told, see pace
+	given   *int      // and that it was given
+	rested  bool      // since it was told
+	held    bool      // it is among those that pace holds
 	about   WatchStatus
 	log     *slog.Logger
 }
@@ -185,6 +190,10 @@ func (l *worker) forgetRequest(id uint64) {
 	if w := l.waiting[id]; w != nil {
 		delete(l.waiting, id)
 		w.pending = slices.DeleteFunc(w.pending, func(r request) bool { return r.id == id })
+		if len(w.pending) == 0 && !w.queue.charge() {
+			w.queue.overflow()
+			l.overflowed(w, tooMany)
+		}
 	}
 }
 

@@ -65,6 +65,7 @@ type worker struct {
 	causes      causes
 	read        time.Time // when what is told now was there to be read
 	last        lastChange
+	pace
 	heritage
 	retry time.Time // when to try again, after an error; else zero
 	ready bool      // the queue was found to hold something, and was not read since
@@ -161,12 +162,13 @@ func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 		if err != nil {
 			return err
 		}
+		l.resume(now)
 		if len(l.watches) > 0 {
 			idle = time.Time{}
 		} else if idle.IsZero() {
 			idle = time.Now().Add(retireAfter)
 		}
-		if err := l.sleep(sooner(l.retry, idle)); err != nil {
+		if err := l.sleep(sooner(l.resumes, sooner(l.retry, idle))); err != nil {
 			return err
 		}
 	}
@@ -258,7 +260,7 @@ func (l *worker) rest(began time.Time) time.Time {
 	l.credit = min(l.credit+now.Sub(l.counted)/readShare, maxCredit) - now.Sub(began)
 	l.counted = now
 	switch {
-	case !l.eager: // somebody was told
+	case !l.eager || !l.resumes.IsZero(): // somebody was told, or is about to be
 		return now.Add(gap)
 	case l.credit < 0:
 		return now.Add(min(-l.credit*readShare, gap))

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+package ipc
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ksmbd-notifyd/fanotify"
+)
+
+// crowd is watches of one directory, and one of another, that a conversation serves.
+type crowd struct {
+	*world
+	n, requests int
+}
+
+const (
+	crowdWatches = 50
+	crowdRests   = 20 * time.Millisecond
+	crowdTakes   = crowdRests / restShare // to be told of a change
+)
+
+// newCrowd has all of them told of a first change, and ask again.
+func newCrowd(t *testing.T) *crowd {
+	c := &crowd{world: newWorld(t), n: crowdWatches}
+	c.batch, c.takes = 4*c.n, crowdTakes/(crowdWatches-1)
+	for i := range c.n + 1 {
+		c.items = append(c.items, c.watchItem(uint64(1+i)))
+	}
+	t.Cleanup(c.serving())
+	synctest.Wait()
+	c.ask(c.n + 1)
+	c.changed("a")
+	c.toldAll("+a")
+	c.ask(c.n)
+	return c
+}
+
+// ask has the first watches ask.
+func (c *crowd) ask(n int) {
+	for i := range n {
+		c.requests++
+		c.items = append(c.items, requestItem(uint64(c.requests), uint64(1+i)))
+	}
+	c.bell <- struct{}{}
+	synctest.Wait()
+}
+
+// changed has things changed in the first directory.
+func (c *crowd) changed(names ...string) {
+	for _, name := range names {
+		for i := range c.n {
+			c.happens(i, create, name)
+		}
+	}
+	c.read()
+}
+
+func (c *crowd) read() {
+	c.wake <- struct{}{}
+	time.Sleep(crowdTakes + gap)
+	synctest.Wait()
+}
+
+// toldAll checks that all who watch it were told, and nobody else.
+func (c *crowd) toldAll(records string) {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, line := range c.log {
+		if _, got, _ := strings.Cut(line, ": "); got != records {
+			c.t.Fatalf("ksmbd was told %q, want %q", line, records)
+		}
+	}
+	if len(c.log) != c.n {
+		c.t.Errorf("%d watches were told, of %d", len(c.log), c.n)
+	}
+	c.log = nil
+}
+
+// Where many watches are told the same, what happens soon after that they are told together; another
+// one is told at once.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t)
+		c.changed("b", "c")
+		c.told()
+		if n := c.loop.budget.total(); n != 0 {
+			t.Errorf("%d bytes are charged of what is about to be told", n)
+		}
+		c.happens(c.n, create, "x")
+		c.wake <- struct{}{}
+		time.Sleep(gap)
+		synctest.Wait()
+		c.told(fmt.Sprintf("%d: +x", c.n+1))
+		time.Sleep(crowdRests)
+		synctest.Wait()
+		c.toldAll("+b +c")
+
+		// Who has rested is told at once.
+		c.ask(c.n)
+		time.Sleep(crowdRests)
+		c.changed("d")
+		c.toldAll("+d")
+	})
+}
+
+// What would not fit a buffer is told before, and so is what is long, or that a directory is gone.
+func TestRestIsCutShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t)
+		long := strings.Repeat("f", 800) // 1614 bytes in a record
+		c.changed("b"+long, "c"+long)
+		c.told()
+		c.changed("d" + long)
+		c.toldAll("+b" + long + " +c" + long)
+		c.ask(c.n)
+		c.told()
+		c.change(0, fanotify.Change{Op: fanotify.Gone})
+		c.read()
+		c.told(fmt.Sprintf("%d: DELETE_PENDING", c.requests-c.n+1))
+	})
+}
+
+// A request that is cancelled meanwhile leaves what it was to be told to the next.
+func TestRestAfterCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t)
+		c.changed("b")
+		c.told()
+		c.items = append(c.items, cancelItem(uint64(c.requests-c.n+1)), unwatchItem(2))
+		c.bell <- struct{}{}
+		synctest.Wait()
+		time.Sleep(maxRest)
+		synctest.Wait()
+		if len(c.log) != c.n-2 {
+			t.Errorf("%d watches were told, of %d", len(c.log), c.n-2)
+		}
+		c.log = nil
+		c.ask(1)
+		time.Sleep(gap)
+		synctest.Wait()
+		c.told(fmt.Sprintf("%d: +b", c.requests))
+	})
+}
