@@ -7,7 +7,8 @@
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
 # make test         test-unit (this machine's kernel), test-machines (unit tests on 32-bit and big-endian machines),
 #                   test-guest (a real ksmbd in a guest), test-filesystems (those that are not like others), test-series
-#                   (a part of it on the newest kernel of each other series), and a part of these two:
+#                   (a part of it on the newest kernel of each other series), test-latency (no client waits longer than
+#                   with the distribution's smbd), and a part of these two:
 # make test-torture smbtorture's notify tests of three versions of Samba on all file systems, each 10 times
 # make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
@@ -73,7 +74,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
+.PHONY: all build module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
 all: build
 
 build:
@@ -121,7 +122,7 @@ guest := $(BUILD)/guest/root.cpio $(BUILD)/guest/e2e.test $(SAMBA:%=$(BUILD)/sam
 run: build module $(guest)
 	@test/guest/demo.sh $(BUILD)
 
-test: test-unit test-machines test-guest test-filesystems test-smbtorture test-series
+test: test-unit test-machines test-guest test-filesystems test-smbtorture test-latency test-series
 
 # Prometheus itself is not installed, and needs much.
 build/promtool:
@@ -209,6 +210,10 @@ test-install: deb rpm
 bench-smb: build module $(guest) $(BUILD)/samba-4.17/smbd.cpio
 	@$(packages) gnuplot-nox
 	@test/guest/bench.sh $(BUILD) $(SMB)
+
+# But for a watch tree under load, where the two are about as fast.
+test-latency: build module $(guest) $(BUILD)/samba-4.17/smbd.cpio
+	@PARTS='one client|change over SMB|watchers' test/guest/bench.sh $(BUILD) short
 
 # By instructions, so that a busy machine does not decide.
 bench-stock: build module $(guest)

@@ -134,7 +134,7 @@ func TestFuzzSMB(t *testing.T) {
 	f := newFuzzer(t)
 	startWatch(t, "", user1)
 	// Many at once: ksmbd lets a client wait for five seconds after a failed login.
-	f.run(24, func(worker int, n uint64) error { return f.smb(pdus, lanes[worker%4], n) })
+	f.run(24, func(worker int, n uint64) error { return f.smb(pdus, lanes[worker%4], fmt.Sprint(worker), n) })
 	for _, lane := range lanes {
 		if err := empty(sharePath(lane)); err != nil {
 			t.Error(err)
@@ -146,8 +146,8 @@ func TestFuzzSMB(t *testing.T) {
 // syncLimit bounds how long a connection may be silent: ksmbd answers a failed login after 5 s, one at a time.
 const syncLimit = time.Minute
 
-// smb is a connection and what is sent on it.
-func (f *fuzzer) smb(pdus []fuzz.PDU, lane string, n uint64) (err error) {
+// smb is a connection and what is sent on it. What it opens has names of its own.
+func (f *fuzzer) smb(pdus []fuzz.PDU, lane, own string, n uint64) (err error) {
 	r := fuzz.Rand(f.seed, n)
 	ctx, cancel := context.WithTimeout(f.Context(), 10*time.Minute)
 	defer cancel()
@@ -164,9 +164,9 @@ func (f *fuzzer) smb(pdus []fuzz.PDU, lane string, n uint64) (err error) {
 			{Dialect: smb2.Dialect311, Cipher: smb2.AES128GCM},
 		}[r.IntN(7)/2]
 		if n%8 == 0 {
-			empty(sharePath(lane)) // others have something open there, and make new files
+			empty(sharePath(lane)) // or not quite: others make new files there
 		}
-		raw, err = hostile(ctx, o, lane, s)
+		raw, err = hostile(ctx, o, lane, own, s)
 		if err != nil && ctx.Err() == nil { // as when ksmbd.mountd takes more than two seconds
 			return f.unanswered(n, "logging on", err)
 		}
@@ -221,7 +221,7 @@ func (f *fuzzer) unanswered(n uint64, what string, err error) error {
 }
 
 // hostile logs on, opens some files and watches directories, and is then no client any more.
-func hostile(ctx context.Context, o smb2.Options, lane string, s *fuzz.Session) (*smb2.Raw, error) {
+func hostile(ctx context.Context, o smb2.Options, lane, own string, s *fuzz.Session) (*smb2.Raw, error) {
 	user, password, _ := strings.Cut(user1, "%")
 	o.User, o.Password, o.Credits = user, password, 512
 	c, err := smb2.Dial(ctx, "127.0.0.1:445", o)
@@ -237,9 +237,9 @@ func hostile(ctx context.Context, o smb2.Options, lane string, s *fuzz.Session) 
 		s.Tree = tree.ID
 		for _, p := range []smb2.CreateParams{
 			{Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory},
-			{Name: "d", Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf, Options: smb2.OptionDirectory},
-			{Name: "f", Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf, Options: smb2.OptionFile},
-			{Name: "f", Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf, Options: smb2.OptionFile},
+			{Name: "d" + own, Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf, Options: smb2.OptionDirectory},
+			{Name: "f" + own, Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf, Options: smb2.OptionFile},
+			{Name: "f" + own, Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf, Options: smb2.OptionFile},
 		} {
 			file, err := tree.Create(ctx, p)
 			if err != nil {

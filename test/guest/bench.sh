@@ -3,7 +3,7 @@
 # bench.sh BUILD FORM: measures ours beside Debian's smbd in a guest, all or the parts that PARTS matches, see
 # test/e2e/benchsmb_test.go. FORM is full or short.
 # Time is counted in instructions, with CLOCK=host as it passes outside of the guest, which wants a machine that is quiet.
-# Leaves BUILD/bench-smb.{md,json,tsv} and plots of the ratios, BUILD/bench-smb.{svg,png}.
+# Leaves BUILD/bench-smb.{md,json,tsv} and, if there is gnuplot, plots of the ratios, BUILD/bench-smb.{svg,png}.
 set -euo pipefail
 
 build=$1
@@ -26,6 +26,7 @@ OVERLAY=$build/samba-4.17/smbd.cpio "$here/run.sh" "$build" bench-smb "$limit" "
 	"$build/ksmbd-notifyd" -- /rig/e2e.test -bench-smb "$form" -bench-rounds "$rounds" -bench-parts "${PARTS:-}" -bench-clock "${ICOUNT:+, where an instruction takes 4 ns}" -quiet || status=$?
 [ -s "$build/guest/out/bench-smb/bench-smb.tsv" ] || exit "$status"
 cp "$build"/guest/out/bench-smb/bench-smb.* "$build/"
+command -v gnuplot > /dev/null || exit "$status"
 for kind in svg png; do
 	case $kind in
 	svg) terminal='svg size 900,640' ;;
