@@ -78,6 +78,9 @@ func (f *fuzzer) netlink(family *fuzz.Family, id uint16, register bool, n uint64
 	defer unix.Close(fd)
 	defer closeDirectories()
 	kernel := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+	if r.IntN(3) == 0 { // what one gets must often be given back
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
+	}
 	if register {
 		b := attributes(f.T, func(e *netlink.AttributeEncoder) { e.Uint32(genl.ARegisterVersion, genl.ProtocolVersion) })
 		m := netlink.Message{Header: netlink.Header{Length: uint32(20 + len(b)), Type: netlink.HeaderType(id), Flags: netlink.Request},

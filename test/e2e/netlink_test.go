@@ -627,3 +627,78 @@ func TestBoundOfBytes(t *testing.T) {
 		w.ends(call, want)
 	}
 }
+
+// TestUnreadReplies: what a daemon does not get, as it has no room for it, it gets when it has read what it got before. Nothing is
+// lost, opened for nobody, or handed out after it has ended.
+func TestUnreadReplies(t *testing.T) {
+	begin(t)
+	w := newWire(t, 2*long)
+	d := w.standIn()
+	c, tree := w.connect(smb2.Options{})
+	next := func() {
+		t.Helper()
+		_, err := d.Send(genetlink.Message{Header: genetlink.Header{Command: genl.CmdNext, Version: d.Version}}, d.ID, netlink.Request)
+		w.ok(err)
+	}
+	armed := w.open(tree, "")
+	_, _ = d.park(armed, wireNames()) // pends on
+	w.ok(d.SetReadBuffer(1))
+	files := countDescriptors(t)
+	for range 16 { // there is no room left
+		next()
+	}
+
+	fresh := w.open(tree, "")
+	call := w.send(fresh, wireNames())
+	ended := w.send(armed, wireNames())
+	w.ok(until(long, func() error { // they are queued
+		next()
+		_, err := c.Do(w.ctx, smb2.EchoRequest())
+		return err
+	}))
+	w.ok(ended.Cancel(w.ctx))
+	w.ends(ended, smb2.StatusCancelled)
+	closed := w.open(tree, "")
+	w.send(closed, wireNames())
+	next()
+	w.ok(closed.Close(w.ctx))
+	next()
+	if n := countDescriptors(t); n != files {
+		t.Errorf("%d files are open, %d were", n, files)
+	}
+
+	w.ok(d.SetReadBuffer(1 << 20))
+	w.ok(d.SetReadDeadline(time.Now().Add(time.Second)))
+	for {
+		_, _, err := d.Receive()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // which says that some were lost
+			t.Fatal(err)
+		}
+	}
+	w.ok(d.SetReadDeadline(time.Time{}))
+	requests := d.requests()
+	if len(requests) != 1 {
+		t.Fatalf("requests %+v are handed out, of one that is there", requests)
+	}
+	w.pending(call)
+	d.complete(requests[0], genl.Record{Action: genl.ActionAdded, Name: "f"})
+	w.told(call, "ADDED f")
+}
+
+// countDescriptors counts those of this process that are directories of the shares.
+func countDescriptors(t *testing.T) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, mount) {
+			n++
+		}
+	}
+	return n
+}
