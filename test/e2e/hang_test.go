@@ -28,20 +28,33 @@ type hanging struct {
 	mu    sync.Mutex
 	what  string        // the operation that hangs, "" for none
 	until chan struct{} // closed when it does no more
-	hangs chan struct{} // has a value when one does
+	hung  chan struct{} // has a value when one does
+}
+
+// A hanger is a filesystem that can be made not to answer.
+type hanger interface {
+	hang(what string)
+	hangs() <-chan struct{} // has a value when something does
+	answer()
+}
+
+func (h *hanging) hangs() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.hung
 }
 
 func (h *hanging) hang(what string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.what, h.until, h.hangs = what, make(chan struct{}), make(chan struct{}, 1)
+	h.what, h.until, h.hung = what, make(chan struct{}), make(chan struct{}, 1)
 }
 
 // awaitHang waits until something hangs.
 func (h *hanging) awaitHang(t *testing.T) {
 	t.Helper()
 	select {
-	case <-h.hangs:
+	case <-h.hangs():
 	case <-time.After(long):
 		t.Fatal("ksmbd asks nothing that hangs")
 	}
@@ -59,13 +72,13 @@ func (h *hanging) answer() {
 
 func (h *hanging) wait(what string) {
 	h.mu.Lock()
-	until, hangs, same := h.until, h.hangs, h.what == what
+	until, hung, same := h.until, h.hung, h.what == what
 	h.mu.Unlock()
 	if !same {
 		return
 	}
 	select {
-	case hangs <- struct{}{}:
+	case hung <- struct{}{}:
 	default:
 	}
 	<-until // an interrupt does not help
@@ -185,12 +198,12 @@ func insertOther() error {
 func TestHangingShare(t *testing.T) {
 	begin(t)
 	for _, what := range []string{"OPENDIR", "GETATTR", "LOOKUP", "READDIR", "STATFS"} {
-		t.Run(what, func(t *testing.T) { testHang(t, what) })
+		t.Run(what, func(t *testing.T) { testHang(t, mountHanging(t), "HANGS", filepath.Join(hangingMount, "share"), what) })
 	}
 }
 
-func testHang(t *testing.T, what string) {
-	h := mountHanging(t)
+// testHang has a filesystem hang on which there is a share, whose directory is given.
+func testHang(t *testing.T, h hanger, share, dir, what string) {
 	w := newWire(t, 4*long)
 	_, tree := w.connect(smb2.Options{})
 	f := w.open(tree, "")
@@ -199,11 +212,11 @@ func testHang(t *testing.T, what string) {
 	aloneP, alone = max(aloneP, againP), max(alone, again)
 
 	// Of the share that is about to hang, one directory is watched already, and two handles are open.
-	dir := filepath.Join(hangingMount, "share", "watched")
+	dir = filepath.Join(dir, "watched")
 	w.ok(os.Mkdir(dir, 0o777))
 	w.ok(os.Chmod(dir, 0o777))
 	c := w.dial(smb2.Options{})
-	hung, err := c.TreeConnect(w.ctx, "HANGS")
+	hung, err := c.TreeConnect(w.ctx, share)
 	w.ok(err)
 	openHung := func() *smb2.File {
 		return w.create(hung, smb2.CreateParams{Name: "watched", Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory})
@@ -225,7 +238,7 @@ func testHang(t *testing.T, what string) {
 	third := w.send(fresh, smb2.NotifyParams{Filter: smb2.FilterNames, Length: 4096, Tree: true})
 	hangs := false
 	select {
-	case <-h.hangs:
+	case <-h.hangs():
 		hangs = true
 	case <-time.After(3 * time.Second):
 	}

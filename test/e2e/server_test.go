@@ -44,6 +44,7 @@ var shares = []struct{ name, dir, options string }{
 	{"BESIDE", "outer/beside", ""},
 	{"OUTER", "outer", ""},
 	{"HANGS", "../hangs/share", ""}, // see TestHangingShare
+	{"NFS", "../nfs/share", ""},     // see TestHangingNFS
 	{"HANGSACL", "../hangs/share", "vfs objects = acl_xattr"},
 	{"SRV", "..", ""},             // what is mounted is below it
 	{"EXT4", "../ext4/share", ""}, // see TestSoak

@@ -45,7 +45,7 @@ for p in mountd adduser addshare control; do ln -s ../libexec/ksmbd.tools "$root
 modules=$root/lib/modules/$kver
 mkdir -p "$modules"
 cp "$linux"/img/lib/modules/"$kver"/modules.{builtin,builtin.modinfo,order} "$modules/"
-for sub in fs/smb fs/nls fs/netfs fs/fscache fs/xfs fs/btrfs fs/overlayfs fs/fat fs/quota lib crypto arch/x86/crypto net/dns_resolver net/psample drivers/block/loop; do
+for sub in fs/smb fs/nfs fs/nfs_common fs/nfsd fs/lockd net/sunrpc fs/nls fs/netfs fs/fscache fs/xfs fs/btrfs fs/overlayfs fs/fat fs/quota lib crypto arch/x86/crypto net/dns_resolver net/psample drivers/block/loop; do
 	from=$linux/img/lib/modules/$kver/kernel/$sub
 	[ -e "$from" ] || [ -e "$from.ko.xz" ] || continue
 	find "$from"* -name '*.ko.xz' | while read -r f; do
