@@ -615,13 +615,12 @@ type brokenGroup struct{ fakeGroup }
 
 func (brokenGroup) Drain() error { return errOther }
 
-// serving runs Serve with the fakes, and returns what ends it.
+// serving has a conversation with the fakes, and returns what ends it.
 func (w *world) serving() (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error)
-	go func() {
-		ended <- Serve(ctx, slog.New(slog.DiscardHandler), w, w.bell, w.opens)
-	}()
+	w.loop = newLoop(slog.New(slog.DiscardHandler), w, w.opens) // a fresh one, as Serve does
+	go func() { ended <- w.loop.run(ctx, w.bell) }()
 	return func() {
 		w.t.Helper()
 		cancel()

@@ -126,24 +126,27 @@ func TestRestIsCutShort(t *testing.T) {
 	})
 }
 
-// A request that is cancelled meanwhile leaves what it was to be told to the next.
+// A request that is cancelled meanwhile leaves what it was to be told to the next, if there is room for that.
 func TestRestAfterCancel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t)
-		c.changed("b")
-		c.told()
-		c.items = append(c.items, cancelItem(uint64(c.requests-c.n+1)), unwatchItem(2))
-		c.bell <- struct{}{}
-		synctest.Wait()
-		time.Sleep(maxRest)
-		synctest.Wait()
-		if len(c.log) != c.n-2 {
-			t.Errorf("%d watches were told, of %d", len(c.log), c.n-2)
-		}
-		c.log = nil
-		c.ask(1)
-		time.Sleep(gap)
-		synctest.Wait()
-		c.told(fmt.Sprintf("%d: +b", c.requests))
-	})
+	for limit, want := range map[int]string{maxQueued: "+b", 0: "ENUM_DIR"} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCrowd(t)
+			c.changed("b")
+			c.told()
+			c.loop.budget.limit = limit
+			c.items = append(c.items, cancelItem(uint64(c.requests-c.n+1)), unwatchItem(2))
+			c.bell <- struct{}{}
+			synctest.Wait()
+			time.Sleep(maxRest)
+			synctest.Wait()
+			if len(c.log) != c.n-2 {
+				t.Errorf("%d watches were told, of %d", len(c.log), c.n-2)
+			}
+			c.log = nil
+			c.ask(1)
+			time.Sleep(gap)
+			synctest.Wait()
+			c.told(fmt.Sprintf("%d: %s", c.requests, want))
+		})
+	}
 }
