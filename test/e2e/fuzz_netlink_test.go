@@ -144,9 +144,14 @@ func numbers(ids fuzz.IDs, b []byte) fuzz.IDs {
 	return ids[max(0, len(ids)-16):]
 }
 
+// closing is held by who closes directories: another one's file could have the number by then.
+var closing sync.Mutex
+
 // closeDirectories closes what the kernel has opened in this process: directories of the shares, which the test itself
 // never has open meanwhile.
 func closeDirectories() {
+	closing.Lock()
+	defer closing.Unlock()
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
 	if err != nil {
