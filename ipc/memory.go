@@ -29,11 +29,14 @@ func Memory() int {
 func groupMemory(root, groups string) int {
 	most := math.MaxInt
 	for line := range strings.Lines(groups) {
-		group, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::/")
-		for ; ok && group != "." && group != ""; group = filepath.Dir(group) {
+		group, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		for ; ok; group = filepath.Dir(group) {
 			text, err := os.ReadFile(filepath.Join(root, group, "memory.max"))
 			if n, err2 := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && err2 == nil { // it may say "max"
 				most = min(most, n)
+			}
+			if len(group) <= 1 { // the topmost, which has a bound in a container
+				break
 			}
 		}
 	}

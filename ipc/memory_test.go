@@ -11,7 +11,8 @@ import (
 
 func TestGroupMemory(t *testing.T) {
 	root := t.TempDir()
-	for group, max := range map[string]string{"system.slice": "4194304\n", "system.slice/a.service": "max\n", "system.slice/b.service": "1048576\n",
+	const top = 16 << 20 // as in a container
+	for group, max := range map[string]string{"": "16777216\n", "system.slice": "4194304\n", "system.slice/a.service": "max\n", "system.slice/b.service": "1048576\n",
 		"system.slice/c.service": "8388608\n", "system.slice/none": "", "user.slice": "max\n"} {
 		dir := filepath.Join(root, group)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -32,11 +33,11 @@ func TestGroupMemory(t *testing.T) {
 		{"0::/system.slice/b.service\n", 1 << 20},
 		{"0::/system.slice/c.service\n", 4 << 20},
 		{"0::/system.slice/none\n", 4 << 20},
-		{"0::/user.slice\n", math.MaxInt},
-		{"0::/\n", math.MaxInt},
+		{"0::/user.slice\n", top},
+		{"0::/\n", top},
 		{"5:memory:/system.slice/b.service\n", math.MaxInt}, // of version 1
 		{"5:memory:/\n0::/system.slice/b.service\n", 1 << 20},
-		{"0::/not/there\n", math.MaxInt},
+		{"0::/not/there\n", top},
 		{"", math.MaxInt},
 	} {
 		if got := groupMemory(root, test.groups); got != test.want {
