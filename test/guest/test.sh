@@ -30,7 +30,7 @@ guest() {
 		${COVER:+env GOCOVERDIR=/out/cover} /rig/e2e.test -test.v -test.timeout "$(($2 - 100))s" -test.run "$3" -test.skip "$4" -fs "$FS" \
 		-requests "${REQUESTS:-10000}" -tries "$TRIES" -slow "$SLOW" -smbtorture "smbtorture${SAMBA:+-$SAMBA}" \
 		-fuzz "${FUZZ:-10s}" -seed "${SEED:-0}" -crowd "${CROWD:-300}" ${QUIET:-} \
-		-soak "${FOR:-1m}" -blows "${BLOWS:-.*}" -watches "${WATCHES:-4}" ${LOUD:+-loud}
+		-soak "${FOR:-2m}" -blows "${BLOWS:-.*}" -watches "${WATCHES:-4}" ${LOUD:+-loud}
 	[ -z "${COVER:-}" ] || cp -r "$build/guest/out/$1/cover" "$COVER/guest"
 }
 
@@ -43,7 +43,7 @@ if [ -n "${DEBUG:-}" ]; then
 	# Each fuzzer runs for FUZZ, and the rest takes half an hour at the most, and what TestSoak is given.
 	# For basedir see below. What is measured is not measured in such a kernel.
 	# It keeps what was freed for a while, and sends for longer than the five seconds that ksmbd gives a client.
-	guest "$name" $((4 * $(seconds "${FUZZ:-10s}") + $(seconds "${FOR:-1m}") + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare|TestHangingNFS|TestForgottenByStuckDaemon|TestWithheldOverChannels"
+	guest "$name" $((4 * $(seconds "${FUZZ:-10s}") + $(seconds "${FOR:-2m}") + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare|TestHangingNFS|TestForgottenByStuckDaemon|TestWithheldOverChannels"
 	exit
 fi
 skip+='|TestFuzzAllocations' # it wants failslab
@@ -54,6 +54,6 @@ case $RUN in
 *Torture*) CPUS=1 guest "$name-torture$SAMBA" 1500 "$RUN" "$skip" ;;
 *Starve*) QUIET=-quiet guest "$name-starve" 3600 "$RUN" "$skip" ;;
 *Overload*) guest "$name" $((2 * $(seconds "${FUZZ:-10s}") + 900)) "$RUN" "$skip" ;;
-*Soak*) guest "$name-soak" $(($(seconds "${FOR:-1m}") + 900)) "$RUN" "$skip" ;;
-*) guest "$name" 1500 "$RUN" "$skip|TestTorture|TestStarve" ;;
+*Soak*) guest "$name-soak" $(($(seconds "${FOR:-2m}") + 900)) "$RUN" "$skip" ;;
+*) guest "$name" 2100 "$RUN" "$skip|TestTorture|TestStarve" ;;
 esac
