@@ -106,10 +106,12 @@ func (f *fuzzer) healthy() {
 	w.quiet(c)
 }
 
-// keepStacks keeps where the kernel's own threads wait, to see who waits for whom.
+// keepStacks keeps where the kernel's own threads wait, to see who waits for whom, beside what it has kept before.
 func keepStacks() {
 	stacks, _ := filepath.Glob("/proc/[0-9]*/stack")
 	var all bytes.Buffer
+	uptime, _ := os.ReadFile("/proc/uptime")
+	fmt.Fprintf(&all, "after %s", uptime)
 	for _, name := range stacks {
 		stack, _ := os.ReadFile(name)
 		comm, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "comm"))
@@ -121,7 +123,10 @@ func keepStacks() {
 		table, _ := os.ReadFile(name)
 		all.Write(table)
 	}
-	os.WriteFile(filepath.Join(results, "stacks.txt"), all.Bytes(), 0o644)
+	if f, err := os.OpenFile(filepath.Join(results, "stacks.txt"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err == nil {
+		f.Write(all.Bytes())
+		f.Close()
+	}
 }
 
 // TestFuzzSMB sends what clients send, and what is made of that, before and after they have logged on, while directories
