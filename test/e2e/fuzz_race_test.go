@@ -120,10 +120,12 @@ type racer struct {
 	calls []*smb2.Call
 	gone  bool // the session has ended
 	guid  [16]byte
+	login time.Duration // the longest
 }
 
 func (f *fuzzer) race(n uint64) error {
-	ctx, cancel := context.WithTimeout(f.Context(), 4*long)
+	// A session that replaces another waits for what that has running, for two minutes.
+	ctx, cancel := context.WithTimeout(f.Context(), 8*long)
 	defer cancel()
 	c := &racer{Rand: fuzz.Rand(f.seed, n), ctx: ctx}
 	le64(c.guid[:], c.Uint64())
@@ -156,7 +158,10 @@ func (f *fuzzer) race(n uint64) error {
 			conn.Reset()
 		}
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("%w; a login took %v", err, c.login)
+	}
+	return nil
 }
 
 func le64(b []byte, v uint64) {
@@ -172,6 +177,8 @@ func refusal(err error) bool {
 }
 
 func (c *racer) dial(previous uint64) error {
+	start := time.Now()
+	defer func() { c.login = max(c.login, time.Since(start)) }()
 	user, password, _ := strings.Cut(user1, "%")
 	o := smb2.Options{Dialect: smb2.Dialect311, User: user, Password: password, Credits: 512, ClientGUID: c.guid, PreviousSession: previous}
 	if c.IntN(4) == 0 {

@@ -43,7 +43,7 @@ if [ -n "${DEBUG:-}" ]; then
 	# Each fuzzer runs for FUZZ, and the rest takes half an hour at the most, and what TestSoak is given.
 	# For basedir see below. What is measured is not measured in such a kernel.
 	# It keeps what was freed for a while, and sends for longer than the five seconds that ksmbd gives a client.
-	guest "$name" $((4 * $(seconds "${FUZZ:-10s}") + $(seconds "${FOR:-2m}") + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare|TestHangingNFS|TestForgottenByStuckDaemon|TestWithheldOverChannels"
+	guest "$name" $((4 * $(seconds "${FUZZ:-10s}") + $(seconds "${FOR:-2m}") + 1800)) "$RUN" "$skip|TestTorture/notify.basedir|TestStarve|TestHangingShare|TestHangingNFS|TestForgottenByStuckDaemon|TestWithheldOverChannels|TestBoundOfBytes"
 	exit
 fi
 skip+='|TestFuzzAllocations' # it wants failslab
