@@ -42,7 +42,7 @@ func memoryOf(pid int) (now, most int, err error) {
 	return now, most, nil
 }
 
-// TestOverload: 100 clients watch what is changed as fast as can be; 20 of them do not ask again, 20 have asked much and read nothing,
+// TestOverload: 120 clients watch what is changed as fast as can be; 25 of them do not ask again, 20 have asked much and read nothing,
 // and the daemon is held up for a time. Memory stays bounded, and all that read end with the names that are on the disk.
 func TestOverload(t *testing.T) {
 	quieten(t)
