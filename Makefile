@@ -7,8 +7,8 @@
 # make run          see it work: a guest, a client that watches, changes on the server and by a second client
 # make test         test-unit (this machine's kernel), test-machines (unit tests on 32-bit and big-endian machines),
 #                   test-guest (a real ksmbd in a guest), test-filesystems (those that are not like others), test-series
-#                   (a part of it on the newest kernel of each other series), test-latency (no client waits longer than
-#                   with the distribution's smbd), and a part of these two:
+#                   (a part of it on the newest kernel of each other series), test-latency (what clients wait for takes no
+#                   longer than with the distribution's smbd, or a tenth at the most), and a part of these two:
 # make test-torture smbtorture's notify tests of three versions of Samba on all file systems, each 10 times
 # make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours

@@ -58,16 +58,17 @@ func (l *worker) changed(w *watch, c fanotify.Change) {
 		l.hurry(w)
 		l.rouse(w)
 	}
-	holds := w.held && len(w.pending) > 0 && !w.telling
-	if holds && !w.queue.room(e, min(w.pending[0].length, maxHeld)) {
+	// A watch that rests is told before what it is to be told becomes too long.
+	resting := w.held && len(w.pending) > 0 && !w.telling
+	if resting && !w.queue.room(e, min(w.pending[0].length, maxHeld)) {
 		l.rouse(w)
-		holds = false
+		resting = false
 	}
 	if len(w.queue.records) == 0 {
 		w.queue.since = l.read
 	}
 	// What a request takes at once, or is about to, nobody has to keep.
-	direct := holds || len(w.pending) > 0 && !w.telling && !w.queue.waiting()
+	direct := resting || len(w.pending) > 0 && !w.telling && !w.queue.waiting()
 	if why := w.queue.push(e, !direct); why != "" {
 		l.overflowed(w, why)
 	}

@@ -42,8 +42,8 @@ func (s *server) serve(stderr io.Writer) error {
 	}
 	// Its goroutines work one after the other: processors to wake only delay them.
 	runtime.GOMAXPROCS(1)
-	// Near what it may have it rather collects garbage than be killed.
-	debug.SetMemoryLimit(int64(ipc.Memory() / 4 * 3))
+	// Near the memory that it may have it collects garbage more often, before it is killed. GOMEMLIMIT may say less.
+	debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), int64(ipc.Memory()/4*3)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)

@@ -93,7 +93,7 @@ func quantile(samples []float64, q float64) float64 {
 func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
 // benchSMB measures for so many rounds and writes what it has found to results. In the short form it fails where a client
-// of ours waits longer than one of smbd's in every round.
+// of ours waits longer than one of smbd's in every round, by more than a tenth.
 func benchSMB(form string, rounds int, out io.Writer) error {
 	sizes, ok := benchForms[form]
 	if !ok {

@@ -144,25 +144,30 @@ func numbers(ids fuzz.IDs, b []byte) fuzz.IDs {
 	return ids[max(0, len(ids)-16):]
 }
 
-// closing is held by who closes directories: another one's file could have the number by then.
+// closing is held while directories are closed: another thread could open something under the number of one that is closed.
 var closing sync.Mutex
 
-// closeDirectories closes what the kernel has opened in this process: directories of the shares, which the test itself
-// never has open meanwhile.
+// closeDirectories closes what the kernel has opened in this process.
 func closeDirectories() {
 	closing.Lock()
 	defer closing.Unlock()
-	const dir = "/proc/self/fd"
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
+	for _, fd := range openDirectories() {
+		unix.Close(fd)
 	}
+}
+
+// openDirectories are the directories of the shares that are open in this process. The kernel has opened them for a daemon: the test
+// itself has none open.
+func openDirectories() (fds []int) {
+	const dir = "/proc/self/fd"
+	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		to, err := os.Readlink(filepath.Join(dir, e.Name()))
 		if n, _ := strconv.Atoi(e.Name()); err == nil && n > 2 && strings.HasPrefix(to, mount) {
-			unix.Close(n)
+			fds = append(fds, n)
 		}
 	}
+	return fds
 }
 
 // watchOn watches a share until ctx is done: requests pend, are cancelled, end with their handles.

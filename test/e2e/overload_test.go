@@ -42,6 +42,15 @@ func memoryOf(pid int) (now, most int, err error) {
 	return now, most, nil
 }
 
+// memoryUse is what is in use, in KiB. That of the kernel has a meaning only as a difference.
+type memoryUse struct{ daemon, kernel int }
+
+func memoryUsed() (memoryUse, error) {
+	daemon, _, err := daemonMemory()
+	own, _, err2 := memoryOf(os.Getpid())
+	return memoryUse{daemon, -int(available()) - daemon - own}, errors.Join(err, err2)
+}
+
 // TestOverload: 120 clients watch what is changed as fast as can be; 25 of them do not ask again, 20 have asked much and read nothing,
 // and the daemon is held up for a time. Memory stays bounded, and all that read end with the names that are on the disk.
 func TestOverload(t *testing.T) {
@@ -79,22 +88,17 @@ func (s *storm) overload(lasts time.Duration) {
 		}
 	}
 
-	memory := func() (daemon, kernel int) {
-		daemon, _, err := daemonMemory()
-		s.ok(err)
-		own, _, err := memoryOf(os.Getpid())
-		s.ok(err)
-		return daemon, -int(available()) - daemon - own
-	}
-	_, first := memory()
-	var most [2]int
+	first, err := memoryUsed()
+	s.ok(err)
+	var most memoryUse
 	s.fast.Store(true)
 	stop := s.work(false)
 	start, spoken, held := time.Now(), time.Now(), false
 	for time.Since(start) < lasts {
 		time.Sleep(time.Second)
-		daemon, kernel := memory()
-		most = [2]int{max(most[0], daemon), max(most[1], kernel-first)}
+		now, err := memoryUsed()
+		s.ok(err)
+		most = memoryUse{max(most.daemon, now.daemon), max(most.kernel, now.kernel-first.kernel)}
 		if !held && time.Since(start) > lasts/2 {
 			held = true
 			daemon := server.notifyd.cmd.Process
@@ -113,8 +117,8 @@ func (s *storm) overload(lasts time.Duration) {
 		l.asking.Unlock()
 	}
 	s.check()
-	s.Logf("%v, %s; at the most the daemon had %d KiB, and the kernel %d KiB more than before", lasts, s.sum(nil), most[0], most[1])
-	if most[0] > maxDaemon || most[1] > maxKernel {
+	s.Logf("%v, %s; at the most the daemon had %d KiB, and the kernel %d KiB more than before", lasts, s.sum(nil), most.daemon, most.kernel)
+	if most.daemon > maxDaemon || most.kernel > maxKernel {
 		s.Errorf("the daemon may have %d KiB, the kernel %d more", maxDaemon, maxKernel)
 	}
 	s.end()
@@ -186,13 +190,12 @@ func TestHoarders(t *testing.T) {
 	quieten(t)
 	p := newPatient(t)
 	dir := sharePath(lanes[2])
-	daemon, _, err := daemonMemory()
+	before, err := memoryUsed()
 	p.ok(err)
-	before := int(available())
 	// In the kernel, since the beginning.
 	kernel := func() (int, error) {
-		now, _, err := daemonMemory()
-		return before - int(available()) - (now - daemon), err
+		now, err := memoryUsed()
+		return now.kernel - before.kernel, err
 	}
 	all, files := p.hoard()
 	p.measure(0) // all that is in the daemon's queues
