@@ -27,7 +27,10 @@ const maxApart = 16384
 type apart struct {
 	*worker // of the tree
 	by      *worker
-	mark    Mark // of by's goroutine
+	dir     *os.File // of who arms it, or withdraws it from by
+	device  uint64
+	armed   chan struct{} // closed when it was looked whether it can be watched
+	mark    Mark          // of by's goroutine
 
 	mu      sync.Mutex
 	changes []fanotify.Change
@@ -36,17 +39,16 @@ type apart struct {
 
 // watchApart has the worker of its filesystem watch a mount below l's trees.
 func (l *worker) watchApart(dir *os.File, m mounts.Mount) fanotify.Apart {
-	a := &apart{worker: l, by: l.neighbour(Superblock{m.Kind, deviceName(uint32(m.Device))})}
-	armed := make(chan struct{})
+	a := &apart{worker: l, by: l.neighbour(Superblock{m.Kind, deviceName(uint32(m.Device))}), dir: dir, device: m.Device, armed: make(chan struct{})}
 	if a.by == nil {
 		dir.Close()
 		a.add(fanotify.Change{Op: fanotify.Gone})
 		return a
 	}
-	a.by.post(func() error { return a.arm(dir, m.Device, armed) })
+	a.by.post(a)
 	if since := a.by.since.Load(); since == 0 || time.Since(time.Unix(0, since)) < armWithin {
 		select {
-		case <-armed:
+		case <-a.armed:
 			a.forgive()
 		case <-time.After(armWithin):
 		}
@@ -59,37 +61,38 @@ func (l *worker) watchApart(dir *os.File, m mounts.Mount) fanotify.Apart {
 func (a *apart) forgive() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.changes = slices.DeleteFunc(a.changes, func(c fanotify.Change) bool { return c.Op != fanotify.Gone })
+	a.changes = slices.DeleteFunc(a.changes, isNotGone)
 }
 
+func isNotGone(c fanotify.Change) bool { return c.Op != fanotify.Gone }
+
 // arm watches the mount. In by's goroutine.
-func (a *apart) arm(dir *os.File, device uint64, armed chan<- struct{}) error {
-	defer close(armed)
+func (a *apart) arm() {
+	defer close(a.armed)
 	if a.by.group == nil || a.isClosed() {
-		dir.Close()
+		a.dir.Close()
 		a.add(fanotify.Change{Op: fanotify.Gone})
-		return nil
+		return
 	}
-	name := "watching " + dir.Name()
+	name := "watching " + a.dir.Name()
 	a.by.begin(&name)
 	defer a.by.end()
 	var err error
-	a.mark, err = a.by.group.WatchMount(dir, device, ^fanotify.Op(0), a.add)
+	a.mark, err = a.by.group.WatchMount(a.dir, a.device, ^fanotify.Op(0), a.add)
 	if err != nil {
-		a.log.Warn("a mount below a watched directory cannot be watched", "path", dir.Name(), "err", err)
+		a.log.Warn("a mount below a watched directory cannot be watched", "path", a.dir.Name(), "err", err)
 		a.add(fanotify.Change{Op: fanotify.Gone})
-		return nil
+		return
 	}
 	a.add(fanotify.Change{Op: fanotify.Overflow}) // of what was before
-	return nil
 }
 
 // add takes in a change, for the worker of the tree to take.
 func (a *apart) add(c fanotify.Change) {
 	c.Name, c.OldName, c.File = clone(c.Name), clone(c.OldName), nil
 	a.mu.Lock()
-	if len(a.changes) >= maxApart {
-		a.changes, c = a.changes[:0], fanotify.Change{Op: fanotify.Overflow}
+	if len(a.changes) >= maxApart && isNotGone(c) {
+		a.changes, c = slices.DeleteFunc(a.changes, isNotGone), fanotify.Change{Op: fanotify.Overflow}
 	}
 	a.changes = append(a.changes, c)
 	first := len(a.changes) == 1 && !a.closed
@@ -129,16 +132,20 @@ func (a *apart) Close() error {
 	a.mu.Lock()
 	a.closed, a.changes = true, nil
 	a.mu.Unlock()
-	if a.by == nil {
-		return nil
-	}
-	a.by.post(func() error {
-		if a.mark != nil {
-			a.mark.Close()
-			a.mark = nil
-		}
+	switch {
+	case a.by == nil:
+	case a.by.inbox.withdrawn(a): // which does not get on
+		a.dir.Close()
 		a.by.guests.Add(-1)
-		return nil
-	})
+	default:
+		a.by.post(func() error {
+			if a.mark != nil {
+				a.mark.Close()
+				a.mark = nil
+			}
+			a.by.guests.Add(-1)
+			return nil
+		})
+	}
 	return nil
 }

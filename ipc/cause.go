@@ -60,6 +60,13 @@ func (k *causes) leave() {
 	k.hub.of = slices.DeleteFunc(k.hub.of, func(other *causes) bool { return other == k })
 }
 
+// lose says that the causes of what waits in the queue may have been fetched already.
+func (k *causes) lose() {
+	k.hub.mu.Lock()
+	defer k.hub.mu.Unlock()
+	k.lost = max(k.lost, 1) // when it began is not known, and so is 0
+}
+
 // next says that a Drain begins.
 func (k *causes) next() {
 	k.hub.mu.Lock()

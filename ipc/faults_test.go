@@ -115,7 +115,7 @@ func TestNotRetired(t *testing.T) {
 	if w.loop.retire(w.worker) {
 		t.Error("with something to do")
 	}
-	taken, _ := w.inbox.take()
+	taken, _ := w.inbox.take(true)
 	release(append(taken, unwanted{w.watchItem(2), errOther}))
 	w.loop.routes[1] = &route{worker: w.worker}
 	if w.loop.retire(w.worker) {

@@ -67,11 +67,11 @@ func (l *loop) leave(working context.Context) {
 		l.log.Debug("nothing is left to the next daemon", "err", err)
 		return
 	}
-	parts := make(chan *Part, len(l.workers))
-	n := 0
-	l.each(func(w *worker) {
-		n++
-		w.post(func() error {
+	var workers []*worker
+	l.each(func(w *worker) { workers = append(workers, w) })
+	parts := make(chan *Part, len(workers))
+	for _, w := range workers {
+		w.inbox.postLast(func() error { // watches that have ended are not left
 			part := w.leave(ctx)
 			if part != nil && ctx.Err() != nil {
 				part.Queue.Close() // nobody waits for it any more
@@ -80,21 +80,56 @@ func (l *loop) leave(working context.Context) {
 			parts <- part
 			return nil
 		})
-	})
+		w.poke()
+	}
 	left := new(Handover)
-	for ; n > 0; n-- {
+collect:
+	for range workers {
 		select {
 		case part := <-parts:
 			if part != nil {
 				left.Parts = append(left.Parts, *part)
 			}
 		case <-ctx.Done():
-			n = 1
+			break collect
 		}
 	}
-	if len(left.Parts) > 0 {
+	if err := l.revise(left); err != nil {
+		l.log.Debug("nothing is left to the next daemon", "err", err)
+		left.Close()
+	} else if len(left.Parts) > 0 {
 		l.left = left
 	}
+}
+
+// revise takes from h what ksmbd has queued meanwhile: an acknowledgement may have come too late for
+// a client, and watches may have ended.
+func (l *loop) revise(h *Handover) error {
+	for more := len(h.Parts) > 0; more; {
+		items, again, err := l.kernel.Next()
+		for _, item := range items {
+			release([]any{item})
+		}
+		if err != nil {
+			return err
+		}
+		for _, item := range items {
+			h.Parts = slices.DeleteFunc(h.Parts, func(part Part) bool {
+				w, ok := part.Watches[item.WatchID]
+				if ok && item.Type == genl.ItemTypeWatch {
+					w.Whole = false
+					part.Watches[item.WatchID] = w
+				}
+				ended := ok && item.Type == genl.ItemTypeUnwatch
+				if ended {
+					part.Queue.Close()
+				}
+				return ended
+			})
+		}
+		more = again
+	}
+	return nil
 }
 
 // leave is what of a worker's is left to the next daemon, if anything.
@@ -110,8 +145,10 @@ func (l *worker) leave(ctx context.Context) *Part {
 		time.Sleep(gap)
 		err = ctx.Err()
 	}
+	l.kernel.Flush() // whom that is too late for, ksmbd says then, see revise
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.rouseAll() // or they would be told what is left
 	if err != nil || !l.retry.IsZero() || len(l.watches) == 0 {
 		l.log.Debug("nothing is left to the next daemon", "filesystem", l.filesystem.Type, "device", l.filesystem.Device, "err", err)
 		return nil
@@ -165,8 +202,7 @@ func (l *worker) inherit(part *Part) {
 		return
 	}
 	l.inheriting, l.heirs = true, part.Watches
-	// The causes of what waits in the queue may have been fetched already.
-	l.causes.lost = 1 // its Since is not known, and so is 0
+	l.causes.lose()
 }
 
 // inherits says whether an item is about the watches that the last daemon had.
@@ -189,6 +225,7 @@ func (l *worker) takeOver(w *watch) bool {
 	}
 	delete(l.heirs, w.id)
 	mounts, ok := w.mark.Handover()
+	w.queue.since = time.Now() // or later: that is not left
 	return ok && left.Whole && slices.Equal(mounts, left.Mounts) && w.queue.push(newEvent(left.Records), true) == ""
 }
 
@@ -205,6 +242,7 @@ func (l *worker) settle() error {
 		return fmt.Errorf("%w: %w", errHeritage, err)
 	}
 	l.inheriting = false
+	l.poke() // ends have waited
 	l.log.Info("going on where the last daemon ended", "watches", len(l.watches))
 	return l.drain()
 }

@@ -3,11 +3,15 @@
 package ipc
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -233,4 +237,141 @@ func TestInheritCauses(t *testing.T) {
 	w.change(0, fanotify.Change{Op: fanotify.Attrib, Thread: 7, File: []byte("f"), Until: 1}, "a")
 	w.served(item, requestItem(11, 1), cancelItem(0))
 	w.told("confirm", "11: *a")
+}
+
+// late is a ksmbd that queues something for the daemon when that has acknowledged 1.
+type late struct {
+	*world
+	item genl.Item
+}
+
+func (k late) Ack(id uint64, errno unix.Errno) {
+	k.world.Ack(id, errno)
+	if id == 1 {
+		k.mu.Lock()
+		k.items = append(k.items, k.item)
+		k.mu.Unlock()
+	}
+}
+
+// A filesystem that is slow has a watch armed when the daemon ends: too late for its client, which has PENDING
+// already, or for a watch that has ended.
+func TestLeaveLate(t *testing.T) {
+	for name, c := range map[string]struct {
+		item func(w *world) genl.Item
+		want map[uint64]bool
+	}{
+		"rescan": {func(w *world) genl.Item { return w.rescanItem(1) }, map[uint64]bool{1: false, 9: true}},
+		"ended":  {func(*world) genl.Item { return unwatchItem(1) }, nil},
+		"other":  {func(*world) genl.Item { return requestItem(99, 9) }, map[uint64]bool{1: true, 9: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				before := countFDs(t)
+				w := newWorld(t)
+				w.items = []any{w.watchItem(9)}
+				w.loop = newLoop(slog.New(slog.DiscardHandler), late{w, c.item(w)}, w.opens)
+				w.loop.leaves = true
+				ctx, end := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- w.loop.run(ctx, w.bell) }()
+				synctest.Wait()
+				w.meanwhile = func(func(fanotify.Change)) { time.Sleep(leaveWithin) }
+				w.items = []any{w.watchItem(1), requestItem(11, 1)}
+				w.bell <- struct{}{}
+				time.Sleep(leaveWithin / 2)
+				end()
+				if err := <-ended; err != nil {
+					t.Fatal(err)
+				}
+				var got map[uint64]bool
+				if w.loop.left != nil {
+					got = make(map[uint64]bool)
+					for id, l := range w.loop.left.Parts[0].Watches {
+						got[id] = l.Whole
+					}
+					w.loop.left.Close()
+				}
+				if !maps.Equal(got, c.want) {
+					t.Errorf("left %v, want %v", got, c.want)
+				}
+				if after := countFDs(t); after > before {
+					t.Errorf("%d file descriptors before, %d after", before, after)
+				}
+			})
+		})
+	}
+}
+
+// Watches that have ended are not left, however many there are.
+func TestLeaveEnds(t *testing.T) {
+	w := newWorld(t)
+	const n = 3 * maxEnds
+	for i := range uint64(n + 1) {
+		w.served(w.watchItem(1 + i))
+	}
+	var ends []genl.Item
+	for i := range uint64(n) {
+		ends = append(ends, unwatchItem(1+i))
+	}
+	w.loop.dispatch(t.Context(), ends)
+	var part *Part
+	w.inbox.postLast(func() error { part = w.worker.leave(t.Context()); return nil })
+	for part == nil {
+		if err := w.worker.serve(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.told("detach")
+	if len(part.Watches) != 1 {
+		t.Errorf("left %v", part.Watches)
+	}
+}
+
+// What ends while the watches of the last daemon come does not keep the others from going on.
+func TestInheritEnds(t *testing.T) {
+	for name, ends := range map[string]genl.Item{"request": cancelItem(11), "watch": unwatchItem(1)} {
+		t.Run(name, func(t *testing.T) {
+			w := heir(t, map[uint64]Left{1: {Whole: true}, 2: {Whole: true}})
+			w.served(w.rescanItem(1), requestItem(11, 1), ends, w.rescanItem(2), requestItem(22, 2))
+			w.happens(1, fanotify.Create, "a")
+			w.served()
+			w.told("confirm", "22: +a")
+			if w.waiting[11] != nil || (w.watches[1] == nil) != (name == "watch") {
+				t.Error("the end is not done")
+			}
+		})
+	}
+}
+
+// How long what was left has waited, nobody knows.
+func TestInheritLatency(t *testing.T) {
+	w := heir(t, map[uint64]Left{1: {Whole: true, Records: []genl.Record{{Action: genl.ActionAdded, Name: "a"}}}})
+	w.served(w.rescanItem(1), requestItem(11, 1))
+	w.told("11: +a", "confirm")
+	for _, s := range w.stats.list() {
+		if s.Latency.Seconds > 60 {
+			t.Errorf("latency %v s", s.Latency.Seconds)
+		}
+	}
+}
+
+// Workers come and go while the conversation ends, and while they inherit others fetch causes.
+func TestHandoverRaces(t *testing.T) {
+	w := newWorld(t)
+	close(w.worker.ended)
+	var wg sync.WaitGroup
+	wg.Go(func() { w.loop.retire(w.worker) })
+	w.loop.end(func() {})
+	queue, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() {
+		w.causes.hub.mu.Lock()
+		defer w.causes.hub.mu.Unlock()
+		w.causes.hub.more(5)
+	})
+	w.worker.inherit(&Part{Superblock: w.filesystem, Queue: queue})
+	wg.Wait()
 }

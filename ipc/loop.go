@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -237,7 +238,10 @@ func (l *loop) end(stop context.CancelFunc) {
 	stop()
 	timeout := time.NewTimer(endWithin)
 	defer timeout.Stop()
-	for fs, w := range l.workers {
+	l.mu.Lock()
+	workers := maps.Clone(l.workers) // that may go meanwhile
+	l.mu.Unlock()
+	for fs, w := range workers {
 		hangs := w
 		select {
 		case <-w.ended:
@@ -356,9 +360,8 @@ func (l *loop) dispatch(working context.Context, items []genl.Item) {
 				continue
 			}
 		case item.Type == genl.ItemTypeUnwatch:
-			if r != nil {
-				delete(l.routes, item.WatchID)
-			}
+			l.leaveRoute(item.WatchID) // of a watch that came with its end
+			delete(l.routes, item.WatchID)
 		case item.Type == genl.ItemTypeRequest && r == nil:
 			l.kernel.Ack(item.RequestID, unix.EPROTO)
 			l.again = true // which takes the acknowledgement along
@@ -468,7 +471,7 @@ func (l *loop) merge(w *worker) bool {
 		l.workers[w.filesystem] = other
 		for more := true; more; {
 			var taken []any
-			taken, more = w.inbox.take()
+			taken, more = w.inbox.take(true)
 			other.post(taken...)
 		}
 		return true

@@ -815,3 +815,17 @@ func TestMerge(t *testing.T) {
 		}
 	})
 }
+
+// A watch that comes with its end is not its user's any more, whether it was admitted or not.
+func TestUserOfWatchThatEnded(t *testing.T) {
+	w := newWorld(t)
+	w.loop.control.policy = Policy{UserWatches: 1}
+	w.loop.dispatch(t.Context(), []genl.Item{w.itemOf(1, "anne", "docs"), w.itemOf(2, "anne", "docs"), unwatchItem(1), unwatchItem(2)})
+	w.served()
+	w.told("ack 2: ENOSPC")
+	if len(w.loop.users)+len(w.loop.routes) > 0 {
+		t.Errorf("users %v, routes %v", w.loop.users, w.loop.routes)
+	}
+	w.served(w.itemOf(3, "anne", "docs"))
+	w.told()
+}

@@ -170,7 +170,7 @@ type ksmbd struct {
 	mu     sync.Mutex
 	socket socket
 	out    []byte // what is to be sent
-	acks   []byte // and what after that: a client that holds PENDING may cancel what is yet to be told
+	acks   []byte // and what with that, after what is told: a client that holds PENDING may cancel what is yet to be told
 	seq    uint32 // of the last message
 	in     []byte
 	errs   []genl.Message // answers to what was sent last
@@ -232,21 +232,29 @@ func (k *ksmbd) begin(cmd uint8) (start int) {
 	return start
 }
 
-// send sends what is to be sent.
-func (k *ksmbd) send() error {
-	k.out = append(k.out, k.acks...)
+// send sends what is to be sent. Should that fail the acknowledgements go with what is sent next:
+// nobody else would say that a watch is refused.
+func (k *ksmbd) send(acksFirst bool) error {
+	at := len(k.out)
+	if acksFirst {
+		at = 0
+	}
+	k.out = slices.Insert(k.out, at, k.acks...)
 	err := k.socket.Send(k.out)
-	k.out, k.acks = k.out[:0], k.acks[:0]
+	if k.out = k.out[:0]; err == nil {
+		k.acks = k.acks[:0]
+	}
 	return err
 }
 
 // exchange sends what is to be sent and takes in the answers. ksmbd has handled
 // all of it when it has been sent. Of messages without an answer it is known that
 // they did not fail, unless answers were lost. With replies, the last one has a
-// reply, which is returned; it is valid until the next exchange.
+// reply, which is returned; it is valid until the next exchange. Then the acknowledgements
+// go first, so that it knows of them.
 func (k *ksmbd) exchange(replies bool) (reply []byte, err error) {
 	k.errs, k.doubt = k.errs[:0], false
-	if err := k.send(); err != nil {
+	if err := k.send(replies); err != nil {
 		return nil, err
 	}
 	for {
@@ -301,7 +309,6 @@ func (k *ksmbd) errOf(seq uint32) error {
 func (k *ksmbd) Next() (items []genl.Item, more bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.out, k.acks = append(k.out, k.acks...), k.acks[:0]
 	genl.EndMessage(k.out, k.begin(genl.CmdNext))
 	reply, err := k.exchange(true)
 	var errno unix.Errno
@@ -344,7 +351,7 @@ func (k *ksmbd) Flush() {
 	}
 	// Of an item that has ended meanwhile the next exchange meets an error, and
 	// nobody needs it.
-	if err := k.send(); err != nil { // of which Next hears too
+	if err := k.send(false); err != nil { // of which Next hears too
 		k.log.Debug("acknowledging failed", "err", err)
 	}
 }

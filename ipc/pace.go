@@ -23,6 +23,7 @@ type pace struct {
 	each    time.Duration // what telling a watch takes, of late
 	held    []*watch      // that have something to be told when they have rested
 	resumes time.Time     // when the first of them has; zero if there are none
+	over    bool          // nobody rests any more
 }
 
 // took takes in how long it took to tell so many watches.
@@ -36,14 +37,22 @@ func (p *pace) took(d time.Duration, watches int) {
 
 // gives says that w is given an event. One whose client does not ask costs nothing.
 func (w *watch) gives(e event, now time.Time) {
-	if w.given = e.reach; len(w.pending) > 0 || now.Sub(w.told) < maxRest {
+	if w.given != e.reach && (len(w.pending) > 0 || now.Sub(w.told) < maxRest) {
 		*e.reach++
+	}
+	w.given = e.reach
+}
+
+// newReach has the watches counted anew that are given the last event, should it come again.
+func (l *worker) newReach() {
+	if last := &l.last.event; last.reach != nil && *last.reach > 0 {
+		last.reach = new(int)
 	}
 }
 
 // restsUntil returns until when a watch is told nothing.
 func (p *pace) restsUntil(w *watch) time.Time {
-	if w.rested || w.reach == nil {
+	if p.over || w.rested || w.reach == nil {
 		return time.Time{}
 	}
 	if rest := restShare * time.Duration(*w.reach-1) * p.each; rest > gap {
@@ -70,6 +79,17 @@ func (l *worker) holds(w *watch) bool {
 func (l *worker) rouse(w *watch) {
 	w.rested = true
 	l.deliver(w)
+}
+
+// rouseAll ends all rests, for good.
+func (l *worker) rouseAll() {
+	l.over = true
+	for _, w := range l.held {
+		if l.watches[w.id] == w {
+			l.deliver(w)
+		}
+	}
+	l.flush()
 }
 
 // resume tells those that have rested what was held for them.

@@ -4,6 +4,7 @@ package ipc
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -149,4 +150,51 @@ func TestRestAfterCancel(t *testing.T) {
 			c.told(fmt.Sprintf("%d: %s", c.requests, want))
 		})
 	}
+}
+
+// One watch that is told the same again and again, as of a file that is being written, does not rest.
+func TestRestOfOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.takes = gap / 40
+		w.items = []any{w.watchItem(1)}
+		t.Cleanup(w.serving())
+		synctest.Wait()
+		for i := range uint64(100) {
+			w.items = append(w.items, requestItem(10+i, 1))
+			w.bell <- struct{}{}
+			synctest.Wait()
+			w.happens(0, fanotify.Modify, "log")
+			w.wake <- struct{}{}
+			time.Sleep(2 * gap)
+			synctest.Wait()
+			w.told(fmt.Sprintf("%d: *log", 10+i))
+		}
+	})
+}
+
+// Who ends tells all that rest, and does not leave that to the next daemon too.
+func TestRestUntilTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t)
+		c.changed("b")
+		c.told()
+		left := make(chan *Part)
+		c.loop.each(func(w *worker) {
+			w.post(func() error { left <- w.leave(t.Context()); return nil })
+		})
+		part := <-left
+		c.mu.Lock()
+		c.log = slices.DeleteFunc(c.log, func(line string) bool { return line == "detach" })
+		c.mu.Unlock()
+		c.toldAll("+b")
+		for id, w := range part.Watches {
+			if len(w.Records) > 0 {
+				t.Errorf("left to watch %d: %v", id, w.Records)
+			}
+		}
+		time.Sleep(maxRest)
+		synctest.Wait()
+		c.told()
+	})
 }

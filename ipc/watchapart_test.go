@@ -111,3 +111,37 @@ func TestWatchApartClosed(t *testing.T) {
 		}
 	})
 }
+
+// A worker that hangs keeps nothing of mounts that nobody wants watched any more. That nobody watches
+// one is not forgotten, however much there is to tell of it.
+func TestWatchApartOfHung(t *testing.T) {
+	w := newWorld(t)
+	hangs := newWorker(w.loop.shared, Superblock{"fuse.test", deviceName(7)}, nil, w.loop)
+	hangs.since.Store(1)
+	w.loop.workers[hangs.filesystem] = hangs
+	w.loop.working = t.Context()
+	before := countFDs(t)
+	for range 100 {
+		w.worker.watchApart(openDir(t, "/"), mounts.Mount{Kind: "fuse.test", Device: 7}).Close()
+	}
+	if after := countFDs(t); after > before || !hangs.inbox.empty() || hangs.guests.Load() != 0 {
+		t.Errorf("%d file descriptors before, %d after, %d guests", before, after, hangs.guests.Load())
+	}
+	a := w.worker.watchApart(openDir(t, "/"), mounts.Mount{Kind: "fuse.test", Device: 7}).(*apart)
+	for i := range 2*maxApart + 2 {
+		c := fanotify.Change{Op: create, Name: []byte("a")}
+		if i == maxApart {
+			c = fanotify.Change{Op: gone}
+		}
+		a.add(c)
+	}
+	told := make(map[fanotify.Op]bool)
+	a.Take(func(c fanotify.Change) { told[c.Op] = true })
+	if !told[gone] || !told[overflow] {
+		t.Errorf("told %v", told)
+	}
+	hangs.inbox.abandon()
+	if after := countFDs(t); after > before {
+		t.Errorf("%d file descriptors before, %d after", before, after)
+	}
+}

@@ -112,6 +112,9 @@ func (l *worker) poke() {
 func (l *worker) run(ctx context.Context, open Opener, part *Part) error {
 	defer close(l.ended)
 	defer l.inbox.abandon()
+	if part != nil {
+		defer part.Queue.Close() // also if nobody takes it
+	}
 	if l.before != nil {
 		l.begin(&waitingBefore)
 		select {
@@ -216,11 +219,13 @@ func (l *worker) start(ctx context.Context, open Opener) bool {
 		if errors.Is(err, unix.EMFILE) && l.merge(l) {
 			return false
 		}
-		taken, _ := l.inbox.take()
+		taken, _ := l.inbox.take(true)
 		for _, what := range taken {
 			switch what := what.(type) {
 			case func() error:
 				what()
+			case *apart:
+				what.arm()
 			case genl.Item:
 				l.act(unwanted{what, err})
 			case unwanted:
@@ -294,6 +299,7 @@ func (l *worker) drain() error {
 		l.read = time.Now()
 	}
 	l.causes.next()
+	l.newReach()
 	l.eager = true
 	before := l.group.Overflows()
 	l.begin(&readingChanges)
@@ -316,16 +322,20 @@ func (l *worker) drain() error {
 func (l *worker) serve() error {
 	l.eager = true
 	drained, told := false, 0
-	inbox, more := l.inbox.take()
-	if more {
+	inbox, more := l.inbox.take(!l.inheriting)
+	if more && !l.inheriting {
 		l.poke()
 	}
 	for i, what := range inbox {
-		if fn, ok := what.(func() error); ok {
-			if err := fn(); err != nil {
+		switch what := what.(type) {
+		case func() error:
+			if err := what(); err != nil {
 				release(inbox[i+1:])
 				return err
 			}
+			continue
+		case *apart:
+			what.arm()
 			continue
 		}
 		if !drained && !l.inherits(what) {
