@@ -107,8 +107,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	total(metricRefused, s.Total.Refused)
 	total(metricOverflows, s.Total.Overflows)
 	total(metricQueueOverflows, s.Total.QueueOverflows)
-	for _, share := range s.Shares {
-		name := strings.ToValidUTF8(cmp.Or(share.Share, "?"), "\ufffd") // see ipc.ShareStatus; of what is not UTF-8 nobody would get any
+	for name, share := range byLabel(s.Shares) {
 		total(metricShareRecords, share.Records, name)
 		total(metricShareEnumDirs, share.EnumDirs, name)
 		total(metricShareOverflows, share.Overflows, name)
@@ -120,6 +119,25 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		ch <- prometheus.MustNewConstHistogram(metricLatency, count, share.Latency.Seconds, buckets, name)
 	}
+}
+
+// byLabel returns what was done for shares by the labels of their metrics. Of a label that is not UTF-8, or
+// that two of them have, nobody would get any metrics.
+func byLabel(shares []ipc.ShareStatus) map[string]ipc.ShareStatus {
+	all := make(map[string]ipc.ShareStatus)
+	for _, share := range shares {
+		name := strings.ToValidUTF8(cmp.Or(share.Share, "?"), "\ufffd") // see ipc.ShareStatus
+		sum := all[name]
+		sum.Records += share.Records
+		sum.EnumDirs += share.EnumDirs
+		sum.Overflows += share.Overflows
+		sum.Latency.Seconds += share.Latency.Seconds
+		for i, n := range share.Latency.Counts {
+			sum.Latency.Counts[i] += n
+		}
+		all[name] = sum
+	}
+	return all
 }
 
 func asNumber(yes bool) int {

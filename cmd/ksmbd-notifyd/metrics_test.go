@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -66,13 +67,25 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// For one label that is not UTF-8 the library refuses all metrics.
+// For one label that is not UTF-8, or twice there, the library refuses all metrics.
 func TestMetricsOfOddShares(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(&metrics{asked: time.Now().Add(time.Hour), status: ipc.Status{
-		Module: "\xff", Shares: []ipc.ShareStatus{{Share: "\xff\"\n"}, {Share: "%s{}\x00"}},
+		Module: "\xff", Shares: []ipc.ShareStatus{{Share: "\xff\"\n", Records: 1}, {Share: "\xfe\"\n", Records: 2}, {Share: "%s{}\x00"}, {}, {Share: "?"}},
 	}})
-	if all, err := registry.Gather(); err != nil || len(all) < 10 {
+	all, err := registry.Gather()
+	if err != nil || len(all) < 10 {
 		t.Errorf("%d, %v", len(all), err)
+	}
+	told := make(map[string]float64)
+	for _, family := range all {
+		if family.GetName() == "ksmbd_notifyd_share_records_total" {
+			for _, m := range family.GetMetric() {
+				told[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+			}
+		}
+	}
+	if want := map[string]float64{"\ufffd\"\n": 3, "%s{}\x00": 0, "?": 0}; !maps.Equal(told, want) {
+		t.Errorf("records by share: %v, want %v", told, want)
 	}
 }
