@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -725,6 +726,10 @@ func init() { // one has others dealt with it
 				return nil
 			})
 		}},
+		{name: "upgrade", kind: unseen, deal: func(s *storm) error {
+			err := otherVersion()
+			return errors.Join(err, blowNamed("restart").deal(s))
+		}},
 		{name: "restart in the storm", kind: seen, deal: func(s *storm) error {
 			return restartNotifyd(func() error { s.pause(300); return nil })
 		}},
@@ -841,10 +846,8 @@ func init() { // one has others dealt with it
 			return nil
 		}},
 		{name: "channels", kind: seen, deal: func(s *storm) error {
-			for _, l := range s.listeners {
-				if s.IntN(3) > 0 {
-					continue
-				}
+			for _, i := range s.Perm(len(s.listeners))[:min(8, len(s.listeners))] {
+				l := s.listeners[i]
 				second, err := l.conn.Bind(s.ctx)
 				if err != nil {
 					return err
@@ -875,6 +878,29 @@ func init() { // one has others dealt with it
 			return errors.Join(append(errs, empty(sharePath(lanes[0])))...)
 		}},
 	}
+}
+
+// otherVersion puts a daemon of another version in the place of the one that is installed: the same program under another name.
+func otherVersion() error {
+	said, err := exec.Command(*daemon, "--version").Output()
+	if err != nil {
+		return err
+	}
+	before := bytes.TrimSpace(bytes.TrimPrefix(said, []byte("ksmbd-notifyd version ")))
+	after := slices.Clone(before)
+	after[len(after)-1] ^= 1
+	program, err := os.ReadFile(*daemon)
+	if err != nil {
+		return err
+	}
+	next := *daemon + ".next"
+	if err := errors.Join(os.WriteFile(next, bytes.ReplaceAll(program, before, after), 0o755), os.Rename(next, *daemon)); err != nil {
+		return err
+	}
+	if now, err := exec.Command(*daemon, "--version").Output(); err != nil || bytes.Equal(now, said) {
+		return fmt.Errorf("the version after an upgrade: %q, %v", now, err)
+	}
+	return nil
 }
 
 func blowNamed(name string) blow {
