@@ -47,7 +47,8 @@ struct ksmbd_work;
  * @delay:	in jiffies, until @work tries again to
  * @rest:	the response to be written before any other, perhaps in part
  *		already: set by who is sending or under srv_mutex, cleared under
- *		that
+ *		that. An error if nothing may be written any more
+ * @partial:	whether a part of it was, under srv_mutex
  * @stalled:	in jiffies, since when nothing could be written, or 0; under
  *		srv_mutex
  * @msg_flags:	for the transport, likewise
@@ -69,6 +70,7 @@ struct ksmbd_notify_conn {
 	struct ksmbd_notify_request *out;
 	unsigned long		delay;
 	struct ksmbd_work	*rest;
+	bool			partial;
 	unsigned long		stalled;
 	int			msg_flags;
 	size_t			bytes;
@@ -114,6 +116,7 @@ void ksmbd_notify_disconnect(struct ksmbd_file *fp);
 void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);
 void ksmbd_notify_session_expired(struct ksmbd_session *sess);
+void ksmbd_notify_releasing(struct ksmbd_conn *conn);
 void ksmbd_notify_flush(struct ksmbd_conn *conn);
 int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags);
 
@@ -138,7 +141,7 @@ void ksmbd_notify_begin_xattr(struct ksmbd_notify_cause *cause,
 void ksmbd_notify_end(struct ksmbd_notify_cause *cause);
 u32 ksmbd_notify_basic_filter(const void *buffer);
 void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
-			      const struct dentry *dentry, struct iattr *attrs);
+			      const struct path *path, struct iattr *attrs);
 int ksmbd_notify_allocate(struct file *filp, loff_t size, bool created);
 void ksmbd_notify_put_causes(struct sk_buff *msg);
 

@@ -11,9 +11,11 @@
 
 #include <linux/exportfs.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <linux/fsnotify.h>
 #include <linux/ktime.h>
 #include <linux/sched.h>
+#include <linux/stat.h>
 #include <linux/xattr.h>
 #include <net/netlink.h>
 
@@ -27,16 +29,15 @@ static struct ksmbd_notify_cause causes[KSMBD_NOTIFY_MAX_CAUSES];
 static unsigned int causes_first, causes_count;
 static u64 causes_lost;			/* when the last of the others ended */
 
-/* Whether fsnotify has anybody to tell of an ATTRIB of @dentry. */
-static bool is_watched(const struct dentry *dentry)
+/* Whether fsnotify has anybody to tell of what @mask says of @dentry. */
+static bool is_watched(const struct dentry *dentry, u32 mask)
 {
 	const struct inode *inode = d_inode(dentry);
 
 	if (!ksmbd_notify_watching())
 		return false;
 	return dentry->d_flags & DCACHE_FSNOTIFY_PARENT_WATCHED ||
-	       (inode->i_fsnotify_mask | inode->i_sb->s_fsnotify_mask) &
-	       FS_ATTRIB;
+	       (inode->i_fsnotify_mask | inode->i_sb->s_fsnotify_mask) & mask;
 }
 
 static bool is_same_file(const struct ksmbd_notify_cause *a,
@@ -63,7 +64,7 @@ void ksmbd_notify_begin(struct ksmbd_notify_cause *cause,
 	struct ksmbd_notify_cause *other;
 
 	cause->thread = 0;
-	if (!is_watched(dentry))
+	if (!is_watched(dentry, FS_ATTRIB))
 		return;
 	type = exportfs_encode_fid(d_inode(dentry), (struct fid *)cause->handle,
 				   &words);
@@ -149,31 +150,36 @@ u32 ksmbd_notify_basic_filter(const void *buffer)
 /**
  * ksmbd_notify_begin_times() - times are about to be set
  * @cause:	as of ksmbd_notify_begin()
- * @dentry:	the file, its inode locked
+ * @path:	the file, its inode locked
  * @attrs:	what is about to be set
  *
  * fsnotify tells the setting of one time alone as reading, or as writing, which
- * have no cause. So both are set, one of them to what it is.
+ * have no cause. So both are set, one of them to what it is; the inode may not
+ * know that, where another machine or a program serves the file.
  */
 void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
-			      const struct dentry *dentry, struct iattr *attrs)
+			      const struct path *path, struct iattr *attrs)
 {
-	const struct inode *inode = d_inode(dentry);
+	unsigned int both = ATTR_ATIME | ATTR_MTIME;
+	struct kstat stat;
 	u32 filter = 0;
 
 	if (attrs->ia_valid & ATTR_ATIME)
 		filter |= FILE_NOTIFY_CHANGE_LAST_ACCESS;
 	if (attrs->ia_valid & ATTR_MTIME)
 		filter |= FILE_NOTIFY_CHANGE_LAST_WRITE;
-	ksmbd_notify_begin(cause, dentry, filter);
-	if (!ksmbd_notify_watching())
+	ksmbd_notify_begin(cause, path->dentry, filter);
+	if (!filter || (attrs->ia_valid & both) == both ||
+	    !is_watched(path->dentry, FS_ATTRIB | FS_MODIFY | FS_ACCESS) ||
+	    vfs_getattr(path, &stat, STATX_ATIME | STATX_MTIME,
+			AT_STATX_FORCE_SYNC))
 		return;
 	if (!(attrs->ia_valid & ATTR_ATIME)) {
-		attrs->ia_atime = inode_get_atime(inode);
+		attrs->ia_atime = stat.atime;
 		attrs->ia_valid |= ATTR_ATIME | ATTR_ATIME_SET;
 	}
 	if (!(attrs->ia_valid & ATTR_MTIME)) {
-		attrs->ia_mtime = inode_get_mtime(inode);
+		attrs->ia_mtime = stat.mtime;
 		attrs->ia_valid |= ATTR_MTIME | ATTR_MTIME_SET;
 	}
 }

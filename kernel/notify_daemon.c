@@ -116,7 +116,8 @@ static struct notify_item *notify_item_pop(bool end)
  * @max:	how many at most
  * @all:	set to whether that is all there is
  *
- * What clients wait for goes first, but not all the time.
+ * What clients wait for goes first, but takes no more than half of the room:
+ * each request that has been cancelled meanwhile makes an end.
  *
  * Return:	how many, or -EPERM if @daemon is not registered
  */
@@ -132,7 +133,7 @@ int ksmbd_notify_next(u32 daemon, struct ksmbd_notify_next *to, int max,
 	if (daemon != notify_daemon)
 		goto out;
 	for (n = 0; n < max; n++, to++) {
-		item = notify_item_pop(n >= max * 3 / 4);
+		item = notify_item_pop(n >= max / 2);
 		if (!item)
 			break;
 		/* The queue's reference becomes the caller's. */

@@ -137,6 +137,25 @@ void ksmbd_notify_delete_pending(struct ksmbd_inode *ci)
 }
 
 /**
+ * ksmbd_notify_releasing() - a connection ends, its requests have been ended
+ * @conn:	the connection
+ *
+ * Nothing waits for the daemon to acknowledge those that were cancelled before.
+ */
+void ksmbd_notify_releasing(struct ksmbd_conn *conn)
+{
+	struct ksmbd_work *work;
+
+	spin_lock(&conn->request_lock);
+	spin_lock(&notify_lock);
+	list_for_each_entry(work, &conn->async_requests, async_request_entry)
+		if (work->cancel_fn == notify_cancel_fn)
+			notify_request_promise(work->cancel_argv[0]);
+	spin_unlock(&notify_lock);
+	spin_unlock(&conn->request_lock);
+}
+
+/**
  * ksmbd_notify_session_expired() - a session that was valid is so no more
  * @sess:	the session, whose handles nobody can use any more
  */
@@ -147,9 +166,7 @@ void ksmbd_notify_session_expired(struct ksmbd_session *sess)
 	unsigned int id;
 
 	read_lock(&ft->lock);
-	/* A session that is just being replaced has lost its table. */
-	if (ft->idr)
-		idr_for_each_entry(ft->idr, fp, id)
-			ksmbd_notify_disconnect(fp);
+	idr_for_each_entry(ft->idr, fp, id)
+		ksmbd_notify_disconnect(fp);
 	read_unlock(&ft->lock);
 }

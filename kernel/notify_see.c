@@ -153,6 +153,9 @@ static int may_list(struct ksmbd_notify_request *req,
 	}
 	dput(dentry);
 	dput(path.dentry);
+	if (may > 0 && inode_permission(mnt_idmap(path.mnt),
+					file_inode(req->dir), MAY_EXEC))
+		may = 0;
 	return may;
 }
 

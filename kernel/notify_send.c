@@ -149,7 +149,8 @@ static int work_send(struct ksmbd_work *work, int flags)
 		return sent;
 	nc->stalled = 0;
 	/* RDMA does not say how much it sent: it sends all. */
-	if (!sent || sent == size) {
+	nc->partial = sent && sent < size;
+	if (!nc->partial) {
 		nc->rest = NULL;
 		return 0;
 	}
@@ -178,6 +179,8 @@ int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags)
 	rest = smp_load_acquire(&conn->notify.rest);
 	if (likely(!rest))
 		return 0;
+	if (IS_ERR(rest))
+		return PTR_ERR(rest);
 	rc = work_send(rest, flags);
 	if (rc && !(rc == -EAGAIN && flags & MSG_DONTWAIT))
 		ksmbd_conn_abort(conn);
@@ -193,7 +196,7 @@ static int request_write(struct ksmbd_notify_request *req)
 	bool dead = conn_is_dead(conn);
 	int rc = 0;
 
-	if (dead && !req->begun)
+	if (IS_ERR(nc->rest) || (dead && !req->begun))
 		return -EPIPE;
 	if (!mutex_trylock(&conn->srv_mutex)) {
 		if (!req->begun) {
@@ -216,9 +219,10 @@ static int request_write(struct ksmbd_notify_request *req)
 		else if (time_after(jiffies, nc->stalled + SEND_TIMEOUT))
 			rc = -ETIMEDOUT;
 	}
+	/* What comes after a part of a response is taken for the rest of it. */
 	if (rc != -EAGAIN)
-		nc->rest = NULL;
-	req->begun = nc->rest;
+		nc->rest = nc->partial ? ERR_PTR(-EPIPE) : NULL;
+	req->begun = !IS_ERR_OR_NULL(nc->rest);
 	mutex_unlock(&conn->srv_mutex);
 	return rc;
 }

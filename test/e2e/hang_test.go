@@ -130,8 +130,9 @@ func (h *hanging) Unlink(cancel <-chan struct{}, header *fuse.InHeader, name str
 // hangingMount is where it is mounted; below that is the share, see shares.
 const hangingMount = "/srv/hangs"
 
-// mountHanging mounts one that shows a directory, until the test ends.
-func mountHanging(t *testing.T) *hanging {
+// mountHanging mounts one that shows a directory, until the test ends. The kernel may know for so long what attributes
+// there are.
+func mountHanging(t *testing.T, known time.Duration) *hanging {
 	t.Helper()
 	under := filepath.Join(mount, "hangs")
 	for _, dir := range []string{under, filepath.Join(under, "share")} {
@@ -146,7 +147,7 @@ func mountHanging(t *testing.T) *hanging {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hanging{RawFileSystem: fs.NewNodeFS(root, &fs.Options{})} // nothing is cached
+	h := &hanging{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &known})}
 	server, err := fuse.NewServer(h, hangingMount, &fuse.MountOptions{AllowOther: true, DirectMount: true, Name: "test", FsName: "test", MaxBackground: 64})
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +199,7 @@ func insertOther() error {
 func TestHangingShare(t *testing.T) {
 	begin(t)
 	for _, what := range []string{"OPENDIR", "GETATTR", "LOOKUP", "READDIR", "STATFS"} {
-		t.Run(what, func(t *testing.T) { testHang(t, mountHanging(t), "HANGS", filepath.Join(hangingMount, "share"), what) })
+		t.Run(what, func(t *testing.T) { testHang(t, mountHanging(t, 0), "HANGS", filepath.Join(hangingMount, "share"), what) })
 	}
 }
 
@@ -300,7 +301,7 @@ func testHang(t *testing.T, h hanger, share, dir, what string) {
 // on the same connection as on others.
 func TestHangingPermission(t *testing.T) {
 	begin(t)
-	h := mountHanging(t)
+	h := mountHanging(t, 0)
 	w := newWire(t, 4*long)
 	c, tree := w.connect(smb2.Options{})
 	f := w.open(tree, "")
@@ -377,7 +378,7 @@ func TestHangingLogin(t *testing.T) {
 }
 
 func testHangingLogin(t *testing.T, what string, leave func(*wire, *smb2.Conn) error) {
-	h := mountHanging(t)
+	h := mountHanging(t, 0)
 	w := newWire(t, 4*long)
 	c := w.dial(smb2.Options{})
 	tree, err := c.TreeConnect(w.ctx, "HANGS")
@@ -406,5 +407,28 @@ func testHangingLogin(t *testing.T, what string, leave func(*wire, *smb2.Conn) e
 		if took := time.Since(start); took > most {
 			t.Fatalf("others log in and are told after %v", took)
 		}
+	}
+}
+
+// TestTimesOfOthers: where a file has been changed behind the kernel's back, as it may be on FUSE, setting one of its times
+// leaves the other as it is, also while somebody watches.
+func TestTimesOfOthers(t *testing.T) {
+	begin(t)
+	mountHanging(t, time.Hour)
+	w := newWire(t, wireLimit)
+	tree, err := w.dial(smb2.Options{}).TreeConnect(w.ctx, "HANGS")
+	w.ok(err)
+	call, _ := w.park(w.create(tree, smb2.CreateParams{Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory}),
+		smb2.NotifyParams{Filter: smb2.FilterLastAccess, Length: 4096})
+	f := w.create(tree, smb2.CreateParams{Name: "f", Access: smb2.AccessMaximum, Disposition: smb2.DispositionCreate, Options: smb2.OptionFile})
+	changed := time.Unix(1e9, 0)
+	name := filepath.Join(mount, "hangs/share/f")
+	w.ok(os.Chtimes(name, time.Time{}, changed))
+	w.ok(f.SetBasic(w.ctx, smb2.Basic{LastAccess: time.Unix(1.1e9, 0)}))
+	w.told(call, "MODIFIED f")
+	info, err := os.Stat(name)
+	w.ok(err)
+	if !info.ModTime().Equal(changed) {
+		t.Errorf("changed at %v, want %v", info.ModTime(), changed)
 	}
 }

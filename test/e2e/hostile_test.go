@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +98,28 @@ func TestCancelBefore(t *testing.T) {
 			w.touch("file")
 			w.told(call, "ADDED file")
 		})
+	}
+}
+
+// TestCancelledAtTheEnd: a connection that ends does not wait for the daemon to acknowledge what its client has cancelled.
+func TestCancelledAtTheEnd(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	before := connections(t)
+	c, tree := w.connect(smb2.Options{})
+	f := w.open(tree, "")
+	daemon := server.notifyd.cmd.Process
+	w.ok(daemon.Signal(syscall.SIGSTOP))
+	defer daemon.Signal(syscall.SIGCONT)
+	call := w.send(f, wireNames())
+	w.ok(call.Cancel(w.ctx))
+	w.quiet(c)
+	c.Reset()
+	const ackTimeout = 2 * time.Second // see kernel/notify.h
+	for start := time.Now(); connections(t) > before; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > ackTimeout*3/4 {
+			t.Fatal("the connection waits for the daemon")
+		}
 	}
 }
 

@@ -95,6 +95,26 @@ func TestPermissions(t *testing.T) {
 	w.toldInAll(others, all, `ADDED more`)
 }
 
+// TestUnsearchableDirectory: who may list the watched directory and not get to what is in it is told of nothing below.
+func TestUnsearchableDirectory(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	w.mkdir("top")
+	w.mkdir("top/sub")
+	w.ok(os.Chown(filepath.Join(w.dir, "top"), uid1, uid1))
+	w.ok(os.Chmod(filepath.Join(w.dir, "top"), 0o744))
+	all := smb2.NotifyParams{Tree: true, Filter: smb2.FilterNames, Length: 4096}
+	_, tree1 := w.connect(smb2.Options{})
+	_, tree2 := w.connect2()
+	owner, other := w.open(tree1, "top"), w.open(tree2, "top")
+	w.arm(owner, all)
+	w.arm(other, all)
+	w.touch("top/sub/secret")
+	w.touch("top/end")
+	w.toldInAll(owner, all, `ADDED sub\secret`, "ADDED end")
+	w.toldInAll(other, all, "ADDED end")
+}
+
 // TestVetoFiles: names that listings leave out are not told, nor what is below them.
 func TestVetoFiles(t *testing.T) {
 	begin(t)
