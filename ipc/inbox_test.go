@@ -59,3 +59,19 @@ func TestInboxOfMany(t *testing.T) {
 		t.Errorf("%v", took)
 	}
 }
+
+// However many requests are made and cancelled at a time, their ends do not become more and more.
+func TestInboxOfCancelled(t *testing.T) {
+	var b inbox
+	const n = 10 * maxEnds
+	for round := range uint64(100) {
+		for i := range uint64(n) {
+			id := 1 + round*n + i
+			b.post(requestItem(id, 1), cancelItem(id))
+		}
+		b.take(true)
+	}
+	if len(b.ends) > n {
+		t.Errorf("%d ends wait", len(b.ends))
+	}
+}
