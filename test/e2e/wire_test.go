@@ -973,7 +973,7 @@ func TestWireFIFO(t *testing.T) {
 // CLOSE comes while the interim response is on its way, sooner or later: whatever wins, the request ends once, and after
 // the CLOSE response.
 func TestWireCloseRace(t *testing.T) {
-	w := newWire(t, 2*wireLimit)
+	w := newWire(t, long)
 	c, tree := w.connect(smb2.Options{})
 	overtaken := 0
 	for round := range 300 {
@@ -1006,7 +1006,7 @@ func TestWireCloseRace(t *testing.T) {
 
 // A change, CANCEL and CLOSE, all at about the same time: one of them wins, and the connection lives.
 func TestWireEndRace(t *testing.T) {
-	w := newWire(t, 2*wireLimit)
+	w := newWire(t, long)
 	c, tree := w.connect(smb2.Options{})
 	ended := map[smb2.Status]int{}
 	for round := range 300 {
