@@ -79,6 +79,7 @@ all: build
 
 build:
 	@command -v go > /dev/null || { echo 'make: there is no go: install Go 1.26 or later, and have it in PATH' >&2; exit 1; }
+	@packaging/version.sh check "$$VERSION"
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
@@ -148,7 +149,8 @@ test-series:
 
 # The patches of FROM carried over to SERIES, whose kernel source SOURCE is; HEADERS to build for.
 port:
-	@[ -n '$(FROM)' ] && [ -n '$(SOURCE)' ] || { echo 'usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [HEADERS=...]' >&2; exit 1; }
+	@[ '$(origin SERIES)' = 'command line' ] && [ -n '$(FROM)' ] && [ -n '$(SOURCE)' ] || { echo 'usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [HEADERS=...]' >&2; exit 1; }
+	@[ -e '$(SOURCE)' ] || { echo 'port: $(SOURCE): there is no such tree or tarball' >&2; exit 1; }
 	@$(packages) $(PACKAGES_MODULE) git
 	@test/guest/fetch.sh $(FROM) build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux
 	@kernel/port.sh $(SERIES) $(FROM) build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux/src '$(SOURCE)' build/port/$(SERIES)

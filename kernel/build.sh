@@ -11,6 +11,9 @@ headers=$1
 source=$2
 mkdir -p "$3"
 out=$(realpath "$3")
+[[ $out != *[[:space:]:]* ]] || die "$out: it has a blank or a colon, with which kbuild cannot work: name another OUT"
+# What we write would go into a kernel's own sources. An OUT of ours has no Makefile.
+[ ! -e "$out/Makefile" ] || die "$out: it has a Makefile, as a kernel's source has: name a directory of its own for OUT"
 shift 3
 here=$(dirname "$(realpath "$0")")
 
@@ -36,12 +39,13 @@ for tool in make patch gcc $cc $strip; do
 	command -v "$tool" > /dev/null || die "there is no $tool: install it"
 done
 
-rm -rf "$out/src"
-version=$("$here/source.sh" "$source" "$out/src")
+src=$(mktemp -d "$out/source.XXXXXX")
+trap 'rm -rf "$src"' EXIT
+version=$("$here/source.sh" "$source" "$src")
 [ "$(cut -d. -f1,2 <<< "$version")" = "$series" ] || die "$source is of $version, but kernel $release takes the source of $series"
-"$here/tree.sh" "$out/src" "$series" "$out" || die "the patches for $series do not fit ksmbd of $version, from $source"
+"$here/tree.sh" "$src" "$series" "$out" || die "the patches for $series do not fit ksmbd of $version, from $source"
 # asn1_compiler is not among the programs of a distribution's headers.
-gcc -O1 -I"$out/src/include" -o "$out/asn1_compiler" "$out/src/scripts/asn1_compiler.c"
+gcc -O1 -I"$src/include" -o "$out/asn1_compiler" "$src/scripts/asn1_compiler.c"
 for a in "$out"/fs/smb/server/*.asn1; do
 	[ "$a.c" -nt "$a" ] || (cd "${a%/*}" && a=${a##*/} && "$out/asn1_compiler" "$a" "$a.c" "$a.h")
 done

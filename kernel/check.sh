@@ -4,6 +4,7 @@
 # machine of 32 bits and the other byte order, as routers are. Fails on any complaint about our files.
 set -euo pipefail
 
+[ $# = 3 ] || { echo "check: LINUX, OUT and SERIES are needed" >&2; exit 1; }
 linux=$(realpath "$1")
 out=$2
 series=$3

@@ -2,18 +2,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # port.sh SERIES FROM SOURCE-OF-FROM SOURCE WORK: the patches of FROM for SERIES, whose kernel source SOURCE is, see source.sh.
 # Each file that a patch changes is merged three ways; what does not merge is shown, and left in WORK/solve/PATCH/FILE with
-# marks to be solved there: the next run takes that file as it is then. docs/new-series.md says what to look at.
+# marks to be solved there: the next run takes that file as it is then. There is no SERIES until all of it fits. docs/new-series.md says what to look at.
 set -euo pipefail
 
+die() { echo "port: $*" >&2; exit 1; }
+[ $# = 5 ] || die "SERIES, FROM, SOURCE-OF-FROM, SOURCE and WORK are needed"
 series=$1
 from=$2
 work=$5
 here=$(dirname "$(realpath "$0")")
-die() { echo "port: $*" >&2; exit 1; }
 
+[[ $series =~ ^[0-9]+\.[0-9]+$ ]] || die "$series is no series, as 7.4 is"
+[ ! -e "$here/$series" ] || die "kernel/$series is there already: remove it to port anew"
 [ -s "$here/$from/hooks.patch" ] || die "there are no patches for $from"
-mkdir -p "$work" "$here/$series"
-rm -rf "$work"/{old,new}
+rm -rf "$work"/{old,new,patches}
+mkdir -p "$work/patches"
 version=$("$here/source.sh" "$3" "$work/old")
 [[ $version = "$from".* ]] || die "$3 is of $version, not of $from"
 version=$("$here/source.sh" "$4" "$work/new")
@@ -48,13 +51,11 @@ for patch in "$here/$from"/*.patch; do
 		for f in $files; do
 			diff -up --label "a/$f" --label "b/$f" "$work/new/$f" "$work/new.patched/$f" || true
 		done
-	} > "$here/$series/$name"
+	} > "$work/patches/$name"
 	rm -rf "$work"/{old,new}
 	mv "$work/old.patched" "$work/old"
 	mv "$work/new.patched" "$work/new"
 done
-if [ $open = 1 ]; then
-	rm -r "${here:?}/$series"
-	die "solve what is shown above, then run this again"
-fi
+[ $open = 0 ] || die "solve what is shown above, then run this again"
+mv -T "$work/patches" "$here/$series"
 echo "port: kernel/$series/ has the patches for $series, made on $version; look at what they differ in: diff -r kernel/$from kernel/$series"

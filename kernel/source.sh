@@ -4,6 +4,7 @@
 # such tarball, what ksmbd.ko is built from, and FILEs, in DIR. Prints its version.
 set -euo pipefail
 
+[ $# -ge 2 ] || { echo "source: SOURCE and DIR are needed" >&2; exit 1; }
 source=$1
 dir=$2
 shift 2
@@ -26,7 +27,7 @@ else
 	new=$(mktemp -d "$dir/new.XXXXXX")
 	trap 'rm -rf "$new"' EXIT
 	error=$(LC_ALL=C tar -x -f "$source" -C "$new" --wildcards --no-wildcards-match-slash "${files[@]}" "${files[@]/#/*\/}" "${files[@]/#/.\/*\/}" 2>&1 |
-		grep -vE ': Not found in archive$|Exiting with failure status') || true
+		grep -vE '^$|: Not found in archive$|Exiting with failure status') || true
 	case $error in
 	'') ;;
 	*'Cannot exec'*) die "it cannot be unpacked: install $(sed -n 's/.*: l*\([a-z0-9]*\): Cannot exec.*/\1/p' <<< "$error" | tail -1)" ;;

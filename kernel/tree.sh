@@ -5,6 +5,7 @@
 # Only files that differ are written, so that make in TREE stays incremental.
 set -euo pipefail
 
+[ $# = 3 ] || { echo "tree: SOURCE, SERIES and TREE are needed" >&2; exit 1; }
 source=$1
 series=$2
 tree=$3

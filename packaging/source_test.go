@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -42,7 +43,7 @@ func TestKernelSource(t *testing.T) {
 		(cd linux-6.12.9 && tar -cf ../bare.tar *)
 		cp linux-6.12.9.tar.bz2 in/linux-source-6.12.9.tar.bz2
 		touch two/linux-{1,2}.tar; echo >> two/linux-1.tar
-		head -c 5000 linux-6.12.9.tar.xz > cut.tar.xz
+		for z in xz gz zst; do head -c 5000 linux-6.12.9.tar.$z > cut.tar.$z; done
 		echo text > text.tar.gz
 		: > empty.tar
 		tar -cf other.tar bin
@@ -59,6 +60,8 @@ func TestKernelSource(t *testing.T) {
 		"none":        "there is no kernel source in it, neither fs/smb/server nor a tarball linux*.tar.*",
 		"two":         "there are several tarballs in it, name one",
 		"cut.tar.xz":  "it cannot be unpacked, fetch it anew: xz: (stdin): Unexpected end of input",
+		"cut.tar.gz":  "it cannot be unpacked, fetch it anew: gzip: stdin: unexpected end of file",
+		"cut.tar.zst": "it cannot be unpacked, fetch it anew: ",
 		"text.tar.gz": "it cannot be unpacked, fetch it anew: ",
 		"other.tar":   "it has no fs/smb/server: a kernel's source of 6.1 or later has",
 		"part":        "what ksmbd is built from cannot be copied: ",
@@ -101,7 +104,8 @@ func TestKernelBuild(t *testing.T) {
 		: > none/include/config/kernel.release
 		mkdir -p tree/{fs/smb/{server,common},fs/nls,scripts,include/linux}
 		touch tree/{fs/nls/nls_ucs2_utils.h,scripts/asn1_compiler.c,include/linux/asn1_ber_bytecode.h}
-		printf 'VERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 9\n' > tree/Makefile`)
+		printf 'VERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 9\n' > tree/Makefile
+		mkdir -p kept/src && cp -r tree kept/src/linux`)
 	for _, test := range []struct{ args, want string }{
 		{"", "build: HEADERS, SOURCE and OUT are needed"},
 		{"nowhere tree out", "build: nowhere: no kernel headers there: install linux-headers-RELEASE, or prepare a kernel tree with make modules_prepare"},
@@ -113,8 +117,15 @@ func TestKernelBuild(t *testing.T) {
 		{"good tree out", "build: tree is of 7.2.9, but kernel 6.12.9-amd64 takes the source of 6.12"},
 		{"good tree out ARCH=mips CROSS_COMPILE=nowhere-", "build: there is no nowhere-gcc: install it"},
 		{"good tree raw/Makefile/out", "mkdir: cannot create directory"},
+		{"good kept/src/linux kept", "build: kept/src/linux is of 7.2.9, but kernel 6.12.9-amd64 takes the source of 6.12"},
+		{"good tree tree", "/tree: it has a Makefile, as a kernel's source has: name a directory of its own for OUT"},
+		{"good tree a%b", "/a b: it has a blank or a colon, with which kbuild cannot work: name another OUT"},
 	} {
-		c := exec.Command(build, strings.Fields(test.args)...)
+		args := strings.Fields(test.args)
+		for i := range args {
+			args[i] = strings.ReplaceAll(args[i], "%", " ")
+		}
+		c := exec.Command(build, args...)
 		c.Dir = dir
 		c.Env = append(os.Environ(), "LC_ALL=C")
 		got, err := c.CombinedOutput()
@@ -122,6 +133,79 @@ func TestKernelBuild(t *testing.T) {
 			t.Errorf("%s: %v, %q, want %q", test.args, err, got, test.want)
 		}
 	}
+	// Nothing of anybody's is taken away, nor is anything left.
+	shell(t, dir, `diff -r tree kept/src/linux; [ "$(ls kept)" = src ]; [ -z "$(ls out)" ]`)
+}
+
+// What a script lacks is said in a line.
+func TestUsage(t *testing.T) {
+	for args, want := range map[string]string{
+		"kernel/port.sh 7.4": "port: SERIES, FROM, SOURCE-OF-FROM, SOURCE and WORK are needed",
+		"kernel/source.sh":   "source: SOURCE and DIR are needed", "kernel/tree.sh a": "tree: SOURCE, SERIES and TREE are needed",
+		"kernel/check.sh": "check: LINUX, OUT and SERIES are needed", "packaging/dkms/make.sh": "ksmbd-notify: RELEASE and HEADERS are needed",
+		"packaging/dkms.sh": "dkms: DIR is needed", "packaging/version.sh check": `version: "" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are`,
+		"make -s build VERSION=a%b":                                 `version: "a b" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are`,
+		"make -s port FROM=7.3 SOURCE=/nowhere HEADERS=":            "usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [HEADERS=...]",
+		"make -s port SERIES=7.4 FROM=7.3 SOURCE=/nowhere HEADERS=": "port: /nowhere: there is no such tree or tarball",
+	} {
+		words := strings.Fields(args)
+		for i := range words {
+			words[i] = strings.ReplaceAll(words[i], "%", " ")
+		}
+		c := exec.Command(words[0], words[1:]...)
+		c.Dir = ".."
+		out, err := c.CombinedOutput()
+		got := regexp.MustCompile(`(?m)^make: \*\*\*.*\n`).ReplaceAllString(string(out), "")
+		if err == nil || got != want+"\n" {
+			t.Errorf("%s: %v, %q, want %q", args, err, got, want)
+		}
+	}
+}
+
+// A series is there when all of its patches fit, and what somebody has made of it stays.
+// Until then no package has it.
+func TestPort(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, ".", "mkdir -p "+dir+"/packaging && cp -r ../kernel "+dir+"/ && cp -r dkms dkms.sh version.sh "+dir+"/packaging/")
+	shell(t, dir, `
+		tree() {
+			mkdir -p $1/{fs/smb/{server,common},fs/nls,scripts,include/linux}
+			touch $1/{fs/nls/nls_ucs2_utils.h,scripts/asn1_compiler.c,include/linux/asn1_ber_bytecode.h}
+			printf 'VERSION = %s\nPATCHLEVEL = %s\nSUBLEVEL = 1\n' ${1/./ } > $1/Makefile
+			printf '%s\n' a b "$2" d e > $1/fs/smb/server/f.c
+		}
+		tree 9.1 c; tree 9.2 other
+		mkdir kernel/9.1 kernel/9.3
+		printf '%s\n' 'why, Linux 9.1' --- '--- a/fs/smb/server/f.c' '+++ b/fs/smb/server/f.c' '@@ -1,5 +1,5 @@' ' a' ' b' -c +ours ' d' ' e' > kernel/9.1/hooks.patch
+		: > kernel/9.3/hooks.patch`)
+	port := func() string {
+		c := exec.Command("kernel/port.sh", "9.2", "9.1", "9.1", "9.2", "work")
+		c.Dir = dir
+		out, err := c.CombinedOutput()
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		if last := lines[len(lines)-1]; err != nil {
+			return last
+		}
+		return ""
+	}
+	if got := port(); got != "port: solve what is shown above, then run this again" {
+		t.Error(got)
+	}
+	shell(t, dir, `
+		[ ! -e kernel/9.2 ]
+		VERSION=1.0 packaging/dkms.sh out
+		[ ! -e out/9.2 ] && [ ! -e out/9.3 ] && [ -e out/9.1/hooks.patch ] && [ -e out/7.3/hooks.patch ]
+		grep -q '|9\\.1)' out/dkms.conf
+		! grep -E '9.*[23]' out/dkms.conf
+		printf '%s\n' a b both d e > work/solve/hooks.patch/fs/smb/server/f.c`)
+	if got := port(); got != "" {
+		t.Error(got)
+	}
+	shell(t, dir, `grep -qx 'why, Linux 9.2' kernel/9.2/hooks.patch; grep -qx +both kernel/9.2/hooks.patch; echo mine > kernel/9.2/mine`)
+	if got := port(); got != "port: kernel/9.2 is there already: remove it to port anew" {
+		t.Error(got)
+	}
+	shell(t, dir, "[ -e kernel/9.2/mine ] && [ -e kernel/9.2/hooks.patch ]")
 }
 
 // Versions sort as they follow each other, for dpkg and for rpm.

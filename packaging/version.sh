@@ -7,9 +7,10 @@ set -eu
 cd "$(dirname "$0")"
 
 if [ "${1:-}" = check ]; then
-	case $2 in
+	version=${2-}
+	case $version in
 	[0-9]*[!A-Za-z0-9.+~]* | [!0-9]* | '')
-		echo "version: \"$2\" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are" >&2
+		echo "version: \"$version\" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are" >&2
 		exit 1
 		;;
 	esac

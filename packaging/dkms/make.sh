@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+[ $# = 2 ] || { echo "ksmbd-notify: RELEASE and HEADERS are needed" >&2; exit 1; }
 release=$1
 headers=$2
 config=/etc/ksmbd-notify/kernel-source
