@@ -33,6 +33,13 @@ func TestUnitSecurity(t *testing.T) {
 	}
 }
 
+// The daemon reads how long its queues may be from /proc/sys, see queueLimit.
+func TestUnitSeesQueueLimit(t *testing.T) {
+	if regexp.MustCompile(`(?m)^ProcSubset=`).MatchString(read(t, "packaging/ksmbd-notifyd.service")) {
+		t.Error("the daemon cannot see fs.fanotify.max_queued_events")
+	}
+}
+
 // Lines that systemd does not understand it would ignore. That the programs and
 // the manual are not installed here is no matter.
 func TestUnitVerify(t *testing.T) {

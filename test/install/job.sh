@@ -182,6 +182,20 @@ umount /srv/share/mnt || fail "the daemon keeps a mount from being unmounted"
 rmdir /srv/share/mnt
 unwatch
 say "a client that watches over a restart of ksmbd-notifyd is told all of what happened meanwhile, a mount below its directory is no hindrance"
+
+# A queue has the length that there was when it was opened: with another one the daemon opens its queues anew.
+limit=/proc/sys/fs/fanotify/max_queued_events
+was=$(cat $limit)
+watch
+within 30 told before-another-limit || fail "the client that watches while the queue's length is changed"
+echo $((was / 2)) > $limit
+timeout 60 systemctl restart ksmbd-notifyd || fail "restarting ksmbd-notifyd with another queue length"
+opened_anew() { journalctl --no-pager -b -u ksmbd-notifyd | grep -q 'fs.fanotify.max_queued_events was changed'; }
+within 30 opened_anew || fail "a restart does not follow fs.fanotify.max_queued_events"
+within 30 told after-another-limit || { cat /tmp/told; fail "a client that watches while the queue's length is changed is told nothing after"; }
+unwatch
+echo "$was" > $limit
+say "a restart follows fs.fanotify.max_queued_events"
 timeout 60 systemctl restart ksmbd || fail "restarting ksmbd"
 within 30 serving || fail "ksmbd does not serve after its restart"
 notifies after-ksmbd-restarted
