@@ -69,13 +69,14 @@ type statusSocket struct {
 	net.Listener
 }
 
-// listen opens the status socket in dir, which only root can enter. errRunning
-// says that another daemon has it.
+// listen opens the status socket in dir, which is made unless it is there, and which
+// nobody else may enter. errRunning says that another daemon has it.
 func listen(dir string) (*statusSocket, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
+	made := os.Mkdir(dir, 0o700)
+	if made != nil && !errors.Is(made, fs.ErrExist) {
+		return nil, made
 	}
-	f, err := os.Open(dir)
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +84,15 @@ func listen(dir string) (*statusSocket, error) {
 	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		err = errRunning
 	}
+	if err == nil && made == nil {
+		err = f.Chmod(0o700) // whatever the umask
+	}
+	var st unix.Stat_t
 	if err == nil {
-		err = f.Chmod(0o700)
+		err = unix.Fstat(int(f.Fd()), &st)
+	}
+	if err == nil && (int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0) {
+		err = fmt.Errorf("%s is somebody else's, or others than its owner may enter it: have it of mode 700 and our own, or name another RUNTIME_DIRECTORY", dir)
 	}
 	path := filepath.Join(dir, socketName)
 	if err == nil {
@@ -119,7 +127,7 @@ func handlers(d *ipc.Daemon) http.Handler {
 		defer cancel()
 		status, err := d.Status(ctx, true)
 		if err != nil {
-			http.Error(w, "the daemon is stuck: it does not answer in "+answerWithin.String(), http.StatusServiceUnavailable)
+			http.Error(w, "the daemon is stuck: it does not answer in "+answerWithin.String()+": systemctl restart ksmbd-notifyd", http.StatusServiceUnavailable)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -197,7 +205,7 @@ func readReport(body []byte) (*report, error) {
 
 // get asks the daemon whose socket is in dir.
 func get(dir, what string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*answerWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), mostOfAnswer)
 	defer cancel()
 	answer, err := open(ctx, dir, what, "")
 	if err != nil {
@@ -206,16 +214,32 @@ func get(dir, what string) ([]byte, error) {
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
 	if err != nil {
-		return nil, fmt.Errorf("asking the daemon: %w", err)
+		return nil, noStatus(err)
 	}
 	return text, nil
+}
+
+// mostOfAnswer is how long the daemon may take for an answer, or for the beginning of one.
+const mostOfAnswer = 2 * answerWithin
+
+// noStatus says in our words why the daemon gave no answer.
+func noStatus(err error) error {
+	timeout := net.Error(nil)
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return fmt.Errorf("the daemon does not answer in %v: systemctl restart ksmbd-notifyd", mostOfAnswer)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return errors.New("the daemon has ended: systemctl status ksmbd-notifyd")
+	}
+	return fmt.Errorf("asking the daemon: %w", err)
 }
 
 // open asks the daemon whose socket is in dir, until ctx is done, for an answer of a
 // type. The caller closes its body.
 func open(ctx context.Context, dir, what, accept string) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
+		DisableKeepAlives:     true,
+		ResponseHeaderTimeout: mostOfAnswer,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, socketName))
 		},
@@ -232,7 +256,7 @@ func open(ctx context.Context, dir, what, accept string) (*http.Response, error)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		return nil, errors.New("the daemon does not run: systemctl enable --now ksmbd-notifyd")
 	case err != nil:
-		return nil, fmt.Errorf("asking the daemon: %w", errors.Unwrap(err))
+		return nil, noStatus(errors.Unwrap(err))
 	}
 	if answer.StatusCode != http.StatusOK {
 		defer answer.Body.Close()

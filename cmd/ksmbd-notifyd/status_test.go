@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -79,6 +80,9 @@ func TestStatusWithoutDaemon(t *testing.T) {
 		}
 	}
 	// It is in nobody's way.
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	s, err := listen(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -120,6 +124,59 @@ func TestStatusOfOther(t *testing.T) {
 		server.Close()
 		if stderr.String() != test.want || status != min(1, len(test.want)) || (stdout.Len() == 0) != (test.want != "") {
 			t.Errorf("%q, answered %d %q: status %d, %q", test.args, test.code, test.answer, status, &stderr)
+		}
+	}
+}
+
+// What RUNTIME_DIRECTORY names may be there for something else: it stays as it is.
+func TestListenWhereOthersAre(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	shell(t, dir, "mkdir -m 755 open; mkdir -m 700 theirs mine; chown 65534 theirs; ln -s mine link; touch file")
+	for name, want := range map[string]string{
+		"open": "or others than its owner may enter it: ", "theirs": "is somebody else's, or", "link": "not a directory", "file": "not a directory", "mine": "", "new": "",
+	} {
+		path := filepath.Join(dir, name)
+		before, _ := os.Stat(path)
+		s, err := listen(path)
+		if err == nil {
+			s.Close()
+		}
+		if err == nil && want != "" || err != nil && (want == "" || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path)) {
+			t.Errorf("%s: %v, want %s", name, err, want)
+		}
+		if after, err := os.Stat(path); err != nil || before != nil && after.Mode() != before.Mode() || name == "new" && after.Mode().Perm() != 0o700 {
+			t.Errorf("%s: mode %v, %v", name, after.Mode(), err)
+		}
+	}
+}
+
+// A daemon that does not answer, or ends instead.
+func TestNoStatus(t *testing.T) {
+	for _, err := range []error{context.DeadlineExceeded, os.ErrDeadlineExceeded, fmt.Errorf("reading: %w", context.DeadlineExceeded)} {
+		if got := noStatus(err).Error(); got != "the daemon does not answer in 10s: systemctl restart ksmbd-notifyd" {
+			t.Errorf("%v: %s", err, got)
+		}
+	}
+	const ended = "ksmbd-notifyd: the daemon has ended: systemctl status ksmbd-notifyd\n"
+	for _, said := range []string{"", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"} {
+		dir := t.TempDir()
+		t.Setenv("RUNTIME_DIRECTORY", dir)
+		l, err := net.Listen("unix", filepath.Join(dir, socketName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			defer l.Close()
+			if c, err := l.Accept(); err == nil {
+				c.Read(make([]byte, 1000))
+				io.WriteString(c, said)
+				c.Close()
+			}
+		}()
+		var stdout, stderr strings.Builder
+		if status := run([]string{"status"}, &stdout, &stderr); status != 1 || stdout.Len() > 0 || stderr.String() != ended {
+			t.Errorf("after %q: status %d, %q, %q", said, status, &stdout, &stderr)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"ksmbd-notifyd/ipc"
 )
@@ -69,10 +70,11 @@ func follow(ctx context.Context, dir, path string, out io.Writer) error {
 		return err
 	}
 	defer answer.Body.Close()
-	if _, err := io.Copy(out, answer.Body); err != nil {
-		return fmt.Errorf("following the daemon: %w", err)
+	_, err = io.Copy(out, answer.Body)
+	if err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
+		return errors.New("the daemon has ended")
 	}
-	return errors.New("the daemon has ended")
+	return fmt.Errorf("following the daemon: %w", err)
 }
 
 // tracing gives what the daemon does for some watches, until the client goes.

@@ -74,7 +74,7 @@ func TestTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-ended
-	if err := <-last; err == nil || !strings.Contains(err.Error(), "the daemon") {
+	if err := <-last; err == nil || err.Error() != "the daemon has ended" {
 		t.Errorf("it ends with %v", err)
 	}
 	for _, stop := range stops {
