@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -65,6 +67,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	err := flags.Parse(args)
 	rest := flags.Args()
+	if err == nil {
+		err = misplaced(flags)
+	}
 	o.verbose = min(o.verbose, len(verbosity)-1)
 	switch {
 	case err != nil:
@@ -100,6 +105,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return finish(stderr, s.serve(stderr))
 }
 
+// misplaced says which option stands before a command, where it would mean nothing.
+func misplaced(flags *pflag.FlagSet) (err error) {
+	command := flags.Arg(0)
+	if !slices.Contains([]string{"status", "check", "trace", "watch", "metrics"}, command) || flags.Changed("help") || flags.Changed("version") {
+		return nil
+	}
+	flags.Visit(func(f *pflag.Flag) {
+		if f.Name != "verbose" || command != "watch" {
+			err = fmt.Errorf("--%s is the daemon's: options of %s come after it", f.Name, command)
+		}
+	})
+	return err
+}
+
 // enoughFiles says whether so few files may be open that Go itself cannot begin,
 // which then ends the program with all that it did. What is short later is told.
 func enoughFiles() error {
@@ -119,9 +138,13 @@ func say(stdout, stderr io.Writer, text string) int {
 
 // misuse says what is wrong with the command line.
 func misuse(stderr io.Writer, err error, command string) int {
-	fmt.Fprintf(stderr, "ksmbd-notifyd: %s\nTry `%s --help' for more information.\n", visible(err.Error()), command)
+	text := ofGo.ReplaceAllString(err.Error(), "")
+	fmt.Fprintf(stderr, "ksmbd-notifyd: %s\nTry `%s --help' for more information.\n", visible(text), command)
 	return 1
 }
+
+// ofGo is what a message about an option says of Go's own functions.
+var ofGo = regexp.MustCompile(`strconv\.\w+: parsing "(?:[^"\\]|\\.)*": `)
 
 // finish says why the program ends unless it was told to.
 func finish(stderr io.Writer, err error) int {

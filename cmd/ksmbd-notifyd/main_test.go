@@ -157,6 +157,13 @@ func TestMisuse(t *testing.T) {
 		{[]string{"trace", "-x"}, "'x'"},
 		{[]string{"metrics", "-x"}, "'x'"},
 		{[]string{"metrics", "9842"}, `"9842"`},
+		{[]string{"--settings=/x", "check"}, "--settings is the daemon's: options of check come after it"},
+		{[]string{"-t", "--settings=/x", "status"}, " is the daemon's: options of status come after it"},
+		{[]string{"--once", "status"}, "--once is the daemon's"},
+		{[]string{"-v", "check"}, "--verbose is the daemon's"},
+		{[]string{"-n", "watch", "/dev/shm"}, "--nodetach is the daemon's"},
+		{[]string{"-v", "start"}, `"start"`},
+		{[]string{"--verbose=x"}, `invalid argument "x" for "-v, --verbose" flag: invalid syntax`},
 		{[]string{"--a\x1b\nb"}, `--a\x1b\nb`},
 	} {
 		var stdout, stderr strings.Builder
