@@ -486,7 +486,7 @@ func (m *machine) checkShares(c *checker, config string, policy ipc.Policy) {
 		}
 	}
 	for name := range policy.Shares {
-		if !slices.ContainsFunc(shares, func(s share) bool { return ipc.FoldShare(s.name) == name }) {
+		if s := file.byName[name]; s == nil || s == file.section("global") || strings.EqualFold(s.name, ipcShare) {
 			c.note("settings", "there is no share %s in %s to which settings could apply", printable(name), config)
 		}
 	}

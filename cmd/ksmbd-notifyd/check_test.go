@@ -413,6 +413,15 @@ func testCheckMistakes(t *testing.T) {
 				g.t.Fatal(err)
 			}
 		}, "FAIL  shares    reading ROOT/ksmbd.conf: it has more than 16 MiB, and is no configuration: ksmbd.mountd does not start with it\n", false},
+		{"settings that are twice there", func(g *goodMachine) {
+			g.write("ksmbd-notifyd.conf", "[Docs]\nchange notify = yes\n[docs]\nChange Notify = no\n")
+		}, "FAIL  settings  reading ROOT/ksmbd-notifyd.conf: line 4: Change Notify = no: [Docs] has that key already: a daemon that starts with them ends\n", false},
+		{"settings of all for a share", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[Docs]\nverbose = 1\n") },
+			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [Docs] verbose = 1: it is for all shares, and stands in [global]: a daemon that starts with them ends\n", false},
+		{"settings of the share for names", func(g *goodMachine) {
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\n[IPC$]\ncomment = x\n")
+			g.write("ksmbd-notifyd.conf", "[ipc$]\nchange notify = no\n")
+		}, "note  settings  there is no share ipc$ in ROOT/ksmbd.conf to which settings could apply\n", true},
 		{"settings of no section", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "verbose = 1\n") },
 			"FAIL  settings  reading ROOT/ksmbd-notifyd.conf: line 1: verbose = 1: it is in no section: a daemon that starts with them ends\n", false},
 		{"a configuration of Windows", func(g *goodMachine) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -45,13 +46,16 @@ type section struct {
 	name    string // as it was first
 	line    int
 	entries []entry // the first with a key counts
+	keys    map[string]bool
 }
 
 // conf is a ksmbd.conf(5), or a file in its format.
 type conf struct {
 	tools    toolsRelease
 	sections []*section
-	cut      bool // the last line has no end, and lost its last character
+	byName   map[string]*section // as ipc.FoldShare has it
+	cut      bool                // the last line has no end, and lost its last character
+	twice    error               // says where a section has a key for the second time
 }
 
 // readConf reads a file in the format of ksmbd.conf(5) as those tools do.
@@ -93,7 +97,7 @@ func readShort(path string) ([]byte, error) {
 // parseConf follows the parsers of ksmbd-tools 3.4 and 3.5, which differ: before
 // 3.5 a comment has a line of its own, and behind a value it is part of it.
 func parseConf(text string, tools toolsRelease) (*conf, error) {
-	c := &conf{tools: tools}
+	c := &conf{tools: tools, byName: make(map[string]*section)}
 	old := tools.before(3, 5, 0)
 	if old && text != "" && !strings.HasSuffix(text, "\n") {
 		text, c.cut = text[:len(text)-1], true
@@ -117,8 +121,8 @@ func parseConf(text string, tools toolsRelease) (*conf, error) {
 		if why != "" {
 			return nil, fmt.Errorf("line %d: %s: %s", n+1, printable(shortened(line)), why+asOfWindows(line))
 		}
-		if current != nil && e.value != "" {
-			current.add(e, tools)
+		if current != nil && e.value != "" && !current.add(e, tools) && c.twice == nil {
+			c.twice = fmt.Errorf("line %d: %s: [%s] has that key already", n+1, printable(shortened(line)), shortened(current.name))
 		}
 	}
 	return c, nil
@@ -199,27 +203,28 @@ func (c *conf) add(name string, line int) *section {
 	}
 	s := &section{name: name, line: line}
 	c.sections = append(c.sections, s)
+	c.byName[ipc.FoldShare(name)] = s
 	return s
 }
 
-func (c *conf) section(name string) *section {
-	folded := ipc.FoldShare(name)
-	for _, s := range c.sections {
-		if ipc.FoldShare(s.name) == folded {
-			return s
-		}
-	}
-	return nil
-}
+func (c *conf) section(name string) *section { return c.byName[ipc.FoldShare(name)] }
 
-// Until 3.5.2 keys that differ in case are not the same, and both count.
-func (s *section) add(e entry, tools toolsRelease) {
-	same := func(other entry) bool {
-		return other.key == e.key || !tools.before(3, 5, 3) && strings.EqualFold(other.key, e.key)
+// add says whether the entry is the first with its key. Until 3.5.2 keys that differ
+// in case are not the same, and both count.
+func (s *section) add(e entry, tools toolsRelease) bool {
+	key := e.key
+	if !tools.before(3, 5, 3) {
+		key = strings.ToLower(key)
 	}
-	if !slices.ContainsFunc(s.entries, same) {
-		s.entries = append(s.entries, e)
+	if s.keys[key] {
+		return false
 	}
+	if s.keys == nil {
+		s.keys = make(map[string]bool)
+	}
+	s.keys[key] = true
+	s.entries = append(s.entries, e)
+	return true
 }
 
 // values returns all values that the tools may take for that of a key. Until 3.5.2
@@ -246,7 +251,7 @@ type share struct {
 
 // whole returns what holds of a share: what it does not say, [global] does.
 func (c *conf) whole(s *section) *section {
-	all := &section{entries: slices.Clone(s.entries)}
+	all := &section{entries: slices.Clone(s.entries), keys: maps.Clone(s.keys)}
 	if global := c.section("global"); global != nil {
 		for _, e := range global.entries {
 			all.add(e, c.tools)
@@ -267,7 +272,7 @@ func (c *conf) misfit(name string, known func(database, name string) bool) error
 	}
 	s := new(section)
 	if of := c.section(name); of != nil {
-		s.entries = slices.Clone(of.entries)
+		s.entries, s.keys = slices.Clone(of.entries), maps.Clone(of.keys)
 	}
 	if name == ipcShare {
 		s.add(entry{"comment", "IPC share"}, c.tools)

@@ -39,6 +39,9 @@ func readSettings(path string) (settings, error) {
 	if err != nil {
 		return s, err
 	}
+	if c.twice != nil { // ksmbd-tools would take the first, and say nothing
+		return s, fmt.Errorf("reading %s: %w", path, c.twice)
+	}
 	for _, section := range c.sections {
 		for _, e := range section.entries {
 			e.value = strings.TrimRight(e.value, " \t")
@@ -48,7 +51,7 @@ func readSettings(path string) (settings, error) {
 				err = s.share(section.name, e)
 			}
 			if err != nil {
-				return s, fmt.Errorf("%s, [%s] %s = %s: %w", path, section.name, e.key, printable(e.value), err)
+				return s, fmt.Errorf("%s, [%s] %s = %s: %w", path, shortened(section.name), shortened(e.key), printable(shortened(e.value)), err)
 			}
 		}
 	}
@@ -79,6 +82,9 @@ func (s *settings) global(e entry) (err error) {
 
 func (s *settings) share(name string, e entry) (err error) {
 	if !strings.EqualFold(e.key, "change notify") {
+		if all := noSettings(); !errors.Is(all.global(e), errUnknownKey) {
+			return errors.New("it is for all shares, and stands in [global]")
+		}
 		return errUnknownKey
 	}
 	s.policy.Shares[ipc.FoldShare(name)], err = yes(e.value)

@@ -4,12 +4,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,9 +111,33 @@ func TestReferenceSettings(t *testing.T) {
 	}
 }
 
-// What is wrong with settings is one line, whatever is in them.
+// However much is in a file, reading it takes no longer for each line.
+func TestManySections(t *testing.T) {
+	var sections, keys strings.Builder
+	sections.WriteString("[all]\n")
+	keys.WriteString("[global]\npath = /\n")
+	for i := range 100000 {
+		fmt.Fprintf(&sections, "[\u00e4%d]\nchange notify = no\n", i)
+		fmt.Fprintf(&keys, "key%d = x\n", i)
+	}
+	start := time.Now()
+	if s, err := readSettings(writeSettings(t, sections.String())); err != nil || len(s.policy.Shares) != 100000 {
+		t.Errorf("%d shares, %v", len(s.policy.Shares), err)
+	}
+	for _, text := range []string{sections.String(), keys.String()} {
+		if c, err := parseConf(text, newestTools); err != nil || len(readShares(c)) != len(c.sections)-strings.Count(text, "[global]") {
+			t.Error(err)
+		}
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// What is wrong with settings is one line, whatever is in them, and not a long one.
 func TestOddSettingsAreOneLine(t *testing.T) {
-	for _, text := range []string{"[a\u009b2J]\nchange notify = x\n", "[a\u2028]\nb\u202ec = x\n", "\x1b[2J\n", "[a]\nchange notify = \u009b\n"} {
+	for _, text := range []string{"[global]\nmetrics = " + strings.Repeat("\u202e", 100000) + "\n", "[global]\n" + strings.Repeat("k", 100000) + " = 1\n",
+		"[a\u009b2J]\nchange notify = x\n", "[a\u2028]\nb\u202ec = x\n", "\x1b[2J\n", "[a]\nchange notify = \u009b\n"} {
 		file := filepath.Join(t.TempDir(), "settings")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -119,7 +145,7 @@ func TestOddSettingsAreOneLine(t *testing.T) {
 		var stdout, stderr strings.Builder
 		status := run([]string{"-t", "--settings", file}, &stdout, &stderr)
 		line, end, _ := strings.Cut(stderr.String(), "\n")
-		if status != 1 || end != "" || visible(line) != line || !strings.HasPrefix(line, "ksmbd-notifyd: ") {
+		if status != 1 || end != "" || visible(line) != line || len(line) > 1000 || !strings.HasPrefix(line, "ksmbd-notifyd: ") {
 			t.Errorf("%q: status %d, %q", text, status, &stderr)
 		}
 	}
