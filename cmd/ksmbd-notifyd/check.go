@@ -88,6 +88,8 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		return say(stdout, stderr, checkUsage)
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case err == nil && flags.Changed("config") && o.config == "":
+		err = errors.New("--config needs the name of a file")
 	}
 	if err != nil {
 		return misuse(stderr, err, "ksmbd-notifyd check")
@@ -109,7 +111,7 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 	var c checker
 	ok := m.check(&c, cmp.Or(o.config, m.mountdConfig(), "/etc/ksmbd/ksmbd.conf"), o.settings)
 	if o.json {
-		err = c.encode(stdout)
+		err = c.encode(stdout, o.quiet)
 	} else {
 		err = c.print(stdout, o.quiet)
 	}
@@ -178,12 +180,15 @@ func (c *checker) bad() bool {
 	return slices.ContainsFunc(c.lines, func(l line) bool { return l.Verdict == verdictFail })
 }
 
+// shown returns the lines that are not left out.
+func (c *checker) shown(quiet bool) []line {
+	lines := slices.Clone(c.lines)
+	return slices.DeleteFunc(lines, func(l line) bool { return quiet && l.Verdict == verdictOK })
+}
+
 // print writes a line each, for people.
 func (c *checker) print(w io.Writer, quiet bool) error {
-	for _, l := range c.lines {
-		if quiet && l.Verdict == verdictOK {
-			continue
-		}
+	for _, l := range c.shown(quiet) {
 		if _, err := fmt.Fprintf(w, "%-4s  %-8s  %s\n", l.Verdict, l.Subject, l.Text); err != nil {
 			return err
 		}
@@ -191,7 +196,7 @@ func (c *checker) print(w io.Writer, quiet bool) error {
 	return nil
 }
 
-func (c *checker) encode(w io.Writer) error {
+func (c *checker) encode(w io.Writer, quiet bool) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
@@ -199,7 +204,7 @@ func (c *checker) encode(w io.Writer) error {
 	e.Encode(struct {
 		OK    bool   `json:"ok"`
 		Lines []line `json:"lines"`
-	}{!c.bad(), c.lines}) // neither a Buffer nor a string can fail
+	}{!c.bad(), c.shown(quiet)}) // neither a Buffer nor a string can fail
 	_, err := w.Write(visibleJSON(b.Bytes()))
 	return err
 }
@@ -335,30 +340,35 @@ func (m *machine) howToGet() string {
 
 // checkServer asks whether ksmbd.mountd has started the server, and is there.
 func (m *machine) checkServer(c *checker) {
+	args, _ := m.mountd()
 	switch {
+	case serverState(m.root) != serverRuns && m.tools() == "":
+		c.fail("ksmbd", "does not run, and there are no ksmbd-tools to run it: install ksmbd-tools")
 	case serverState(m.root) != serverRuns:
 		c.fail("ksmbd", "does not run: systemctl start ksmbd")
-	case m.mountd() == nil:
+	case args == nil:
 		c.fail("ksmbd", "answers, but ksmbd.mountd has died, and nobody can log in any more: systemctl restart ksmbd")
 	default:
 		c.ok("ksmbd", "runs")
 	}
 }
 
-// mountd returns the command line of the process of which ksmbd.mountd's lock file
-// has the id, nil if it does not live.
-func (m *machine) mountd() []string {
+// mountd returns the command line and the directory of the process of which
+// ksmbd.mountd's lock file has the id, nil if it does not live.
+func (m *machine) mountd() (args []string, dir string) {
 	lock, err := os.ReadFile(filepath.Join(m.root, "run/ksmbd.lock"))
 	pid, idErr := strconv.Atoi(strings.TrimSpace(string(lock)))
 	if err != nil || idErr != nil {
-		return nil
+		return nil, ""
 	}
-	text, err := os.ReadFile(filepath.Join(m.root, "proc", strconv.Itoa(pid), "cmdline"))
-	args := strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
+	proc := filepath.Join(m.root, "proc", strconv.Itoa(pid))
+	text, err := os.ReadFile(filepath.Join(proc, "cmdline"))
+	args = strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
 	if err != nil || !strings.Contains(args[0], "ksmbd") {
-		return nil
+		return nil, ""
 	}
-	return args
+	dir, _ = os.Readlink(filepath.Join(proc, "cwd"))
+	return args, dir
 }
 
 // mountdConfig returns the configuration that a ksmbd.mountd was started with, ""
@@ -368,10 +378,15 @@ func (m *machine) mountdConfig() (config string) {
 	flags.ParseErrorsAllowlist.UnknownFlags = true
 	flags.StringVarP(&config, "config", "C", "", "") // of 3.5
 	old := flags.StringP("old-config", "c", "", "")
-	if args := m.mountd(); args != nil {
+	args, dir := m.mountd()
+	if args != nil {
 		flags.Parse(args[1:]) // as far as it goes
 	}
-	return cmp.Or(config, *old)
+	config = cmp.Or(config, *old)
+	if config != "" && !filepath.IsAbs(config) {
+		config = filepath.Join(dir, config)
+	}
+	return config
 }
 
 // checkDaemon returns what the daemon says of itself, nil if it says nothing.
@@ -434,6 +449,10 @@ func (m *machine) checkQueue(c *checker) {
 func (m *machine) checkShares(c *checker, config string, policy ipc.Policy) {
 	tools := m.tools()
 	file, err := readConf(config, parseTools(tools))
+	if errors.Is(err, fs.ErrNotExist) {
+		c.fail("shares", "%v: ksmbd.addshare makes it, with a share", err)
+		return
+	}
 	if err != nil {
 		c.fail("shares", "%v: ksmbd.mountd does not start with it", err)
 		return
@@ -472,7 +491,7 @@ func (m *machine) checkShares(c *checker, config string, policy ipc.Policy) {
 			err = nil
 		}
 		if why := file.misfit(s.name, m.known); err == nil && why != nil {
-			err = fmt.Errorf("ksmbd-tools %s leave it out: %w", tools, why)
+			err = fmt.Errorf("%s leave it out: %w", strings.TrimSpace("ksmbd-tools "+tools), why)
 		}
 		switch {
 		case err != nil:

@@ -303,6 +303,8 @@ func testCheckMistakes(t *testing.T) {
 			"FAIL  kernel    6.18.44: there is no module for Linux 6.18: boot Linux " + series, false},
 		{"ksmbd stopped", func(g *goodMachine) { g.write("sys/class/ksmbd-control/stats", "2 startup 445 1\n") },
 			"FAIL  ksmbd     does not run: systemctl start ksmbd", false},
+		{"no ksmbd-tools", func(g *goodMachine) { g.remove("sys"); g.tools = func() string { return "" } },
+			"FAIL  ksmbd     does not run, and there are no ksmbd-tools to run it: install ksmbd-tools\n", false},
 		{"ksmbd not loaded", func(g *goodMachine) { g.remove("sys") },
 			"FAIL  ksmbd     does not run: systemctl start ksmbd", false},
 		{"mountd died", func(g *goodMachine) { g.remove("proc/123") },
@@ -348,7 +350,7 @@ func testCheckMistakes(t *testing.T) {
 				"sysctl -w fs.fanotify.max_queued_events=131072", true},
 		{"no queue limit", func(g *goodMachine) { g.remove("proc/sys") }, "FAIL  queue     reading fs.fanotify.max_queued_events: ", false},
 		{"no configuration", func(g *goodMachine) { g.config = "/nowhere" },
-			"FAIL  shares    reading /nowhere: no such file or directory", false},
+			"FAIL  shares    reading /nowhere: no such file or directory: ksmbd.addshare makes it, with a share\n", false},
 		{"bad configuration", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs\n") }, "FAIL  shares    reading ", false},
 		{"no shares", func(g *goodMachine) { g.write("ksmbd.conf", "[global]\n[IPC$]\n") }, "note  shares    ", true},
 		{"no path", func(g *goodMachine) { g.write("ksmbd.conf", "[Docs]\n") }, "FAIL  share     Docs: has no path in ", false},
@@ -374,6 +376,14 @@ func testCheckMistakes(t *testing.T) {
 			g.tools = func() string { return "3.5.3" }
 			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nforce user = anne ; a comment\n")
 		}, "FAIL  share     Docs: ksmbd-tools 3.5.3 leave it out: there is no user \"anne \" for force user\n", false},
+		{"nobody to force, by ksmbd-tools of no version", func(g *goodMachine) {
+			g.tools = func() string { return "" }
+			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nforce user = bob\n")
+		}, "FAIL  share     Docs: ksmbd-tools leave it out: there is no user bob for force user\n", false},
+		{"a path that no process can be given", func(g *goodMachine) {
+			g.try = func(path, tools string) tried { return tryElsewhere(time.Minute, path, tools) }
+			g.write("ksmbd.conf", "[Docs]\npath = /"+strings.Repeat("x", 200000)+"\n")
+		}, "FAIL  share     Docs: /" + strings.Repeat("x", 200000) + ": trying it failed: argument list too long\n", false},
 		{"no group to force", func(g *goodMachine) {
 			g.tools = func() string { return "3.5.6" }
 			g.write("ksmbd.conf", "[Docs]\npath = /dev/shm\nForce Group = staff\n")
@@ -668,8 +678,10 @@ func TestMountdConfig(t *testing.T) {
 	for args, want := range map[string]string{
 		"ksmbd.mountd": "", "/usr/sbin/ksmbd.mountd -n": "", "ksmbd.mountd -n -C /x -P /y": "/x", "ksmbd.mountd -c /x -u /y": "/x",
 		"ksmbd.mountd --pwddb=/y --config=/x": "/x", "ksmbd.mountd -p 445 -C/x": "/x", "bash -C /x": "",
+		"ksmbd.mountd -C x/../y": "/dir/y", "ksmbd.mountd -c ./x": "/dir/x",
 	} {
 		g := newMachine(t)
+		g.link("/dir", "proc/123/cwd")
 		g.write("proc/123/cmdline", strings.ReplaceAll(args, " ", "\x00")+"\x00")
 		if got := g.mountdConfig(); got != want {
 			t.Errorf("%s: %q", args, got)
@@ -686,15 +698,20 @@ func TestCheckOutput(t *testing.T) {
 		t.Errorf("quiet: %v, %q", err, &quiet)
 	}
 	c.fail("share", "Docs: gone")
-	err := c.encode(&object)
+	err := c.encode(&object, false)
 	var got any
 	err = errors.Join(err, json.Unmarshal([]byte(object.String()), &got))
 	line := func(verdict, subject, text string) any {
 		return map[string]any{"verdict": verdict, "subject": subject, "text": text}
 	}
-	want := map[string]any{"ok": false, "lines": []any{line("ok", "kernel", "6.12"), line("note", "queue", "short & <small>"), line("FAIL", "share", "Docs: gone")}}
-	if err != nil || !reflect.DeepEqual(got, want) || !strings.Contains(object.String(), "short & <small>") {
+	lines := []any{line("ok", "kernel", "6.12"), line("note", "queue", "short & <small>"), line("FAIL", "share", "Docs: gone")}
+	if want := map[string]any{"ok": false, "lines": lines}; err != nil || !reflect.DeepEqual(got, want) || !strings.Contains(object.String(), "short & <small>") {
 		t.Errorf("%v, %s", err, &object)
+	}
+	object.Reset()
+	err = errors.Join(c.encode(&object, true), json.Unmarshal([]byte(object.String()), &got))
+	if want := map[string]any{"ok": false, "lines": lines[1:]}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("quiet: %v, %s", err, &object)
 	}
 }
 

@@ -50,7 +50,7 @@ func runMetrics(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return misuse(stderr, err, "ksmbd-notifyd metrics")
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
 	defer stop()
 	settings, err := readSettings(*file)
 	if err == nil && !hasMetrics {

@@ -108,3 +108,16 @@ func TestExporterWithoutDaemon(t *testing.T) {
 	}
 	t.Error(err)
 }
+
+func TestQuitMetrics(t *testing.T) {
+	port := freePort(t)
+	stderr, ended := startDaemon(t)
+	stderr.next(t)
+	quits(t, func(*lineOutput) {
+		for start := time.Now(); scrape(port) != nil && time.Since(start) < 10*time.Second; {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}, "metrics", "--settings", writeSettings(t, "[global]\nmetrics = "+port+"\n"))
+	syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	<-ended
+}

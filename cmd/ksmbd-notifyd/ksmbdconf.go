@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -62,16 +63,21 @@ type conf struct {
 func readConf(path string, tools toolsRelease) (*conf, error) {
 	text, err := readShort(path)
 	if err != nil {
-		if e := (*fs.PathError)(nil); errors.As(err, &e) {
-			err = e.Err
-		}
-		return nil, fmt.Errorf("reading %s: %w", path, err)
+		return nil, fmt.Errorf("reading %s: %w", cmp.Or(path, `""`), withoutCall(err))
 	}
 	c, err := parseConf(string(text), tools)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// withoutCall returns why a call has failed, without its name and that of the file.
+func withoutCall(err error) error {
+	if e := (*fs.PathError)(nil); errors.As(err, &e) {
+		return e.Err
+	}
+	return err
 }
 
 // maxConf is more than any configuration takes.

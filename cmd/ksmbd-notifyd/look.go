@@ -41,7 +41,7 @@ func elsewhere[T any](ctx context.Context, limit time.Duration, command ...strin
 		return none, err
 	}
 	if err := cmd.Start(); err != nil {
-		return none, err
+		return none, withoutCall(err)
 	}
 	answers := make(chan answer, 1)
 	go func() {
@@ -129,8 +129,11 @@ func answers(ctx context.Context, dir string) error {
 	if err == nil && len(silent) > 0 {
 		err = errNoAnswer
 	}
-	if errors.Is(err, errNoAnswer) {
+	switch {
+	case errors.Is(err, errNoAnswer):
 		err = fmt.Errorf("%s has not answered in %v: %s", printable(dir), answerWithin, whyStuck)
+	case err != nil:
+		err = fmt.Errorf("looking at %s: %w", printable(shortened(dir)), err)
 	}
 	return err
 }

@@ -5,6 +5,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,6 +145,9 @@ func TestMisuse(t *testing.T) {
 		{[]string{"--once=perhaps"}, "perhaps"},
 		{[]string{"start"}, `"start"`},
 		{[]string{"watch"}, "no directory"},
+		{[]string{"watch", ""}, "no directory"},
+		{[]string{"trace", ""}, "the share or directory has no name"},
+		{[]string{"check", "--config="}, "--config needs the name of a file"},
 		{[]string{"watch", "a", "b"}, `"b"`},
 		{[]string{"watch", "-x", "a"}, "'x'"},
 		{[]string{"watch", "--filter", "names", "a"}, `"names"`},
@@ -192,6 +197,7 @@ func TestOneClearLine(t *testing.T) {
 		{[]string{"watch", file}, file + ": not a directory"},
 		{[]string{"watch", file + ".none"}, file + ".none: no such file or directory"},
 		{[]string{"watch", "-r", "/proc"}, "/proc cannot be watched: "},
+		{[]string{"watch", strings.Repeat("x", 200000)}, "ksmbd-notifyd: looking at " + strings.Repeat("x", 80) + "...: argument list too long\n"},
 	} {
 		var stdout, stderr strings.Builder
 		if status := run(test.args, &stdout, &stderr); status != 1 {
@@ -263,6 +269,71 @@ func TestWatchGetsStuck(t *testing.T) {
 	}
 	server.Process.Signal(syscall.SIGCONT)
 	stuck.Wait()
+}
+
+// Ctrl-\ ends who looks on as Ctrl-C does, with nothing to say.
+func TestQuit(t *testing.T) {
+	stderr, ended := startDaemon(t)
+	stderr.next(t)
+	for _, args := range [][]string{{"watch", tmpfs(t)}, {"watch", "-r", t.TempDir()}, {"trace"}} {
+		quits(t, func(out *lineOutput) { out.next(t) }, args...)
+	}
+	syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	<-ended
+}
+
+// quits says that a command ends at SIGQUIT, once it has begun.
+func quits(t *testing.T, begun func(out *lineOutput), args ...string) {
+	t.Helper()
+	out := newOutput()
+	cmd := program(0, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	begun(out)
+	cmd.Process.Signal(syscall.SIGQUIT)
+	err := cmd.Wait()
+	out.Close()
+	for line := range out.lines {
+		t.Errorf("%q: %s", args, line)
+	}
+	if err != nil {
+		t.Errorf("%q: %v", args, err)
+	}
+}
+
+// In a directory that is gone, and for one that is named by a dot.
+func TestTraceOfWorkingDirectory(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("RUNTIME_DIRECTORY", dir)
+	asked := make(chan string, 2)
+	l, err := net.Listen("unix", filepath.Join(dir, socketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.FormValue("directory") })}
+	go server.Serve(l)
+	defer server.Close()
+	gone := filepath.Join(dir, "gone")
+	if err := os.Mkdir(gone, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(gone)
+	for arg, want := range map[string]string{".": gone, "..": dir} {
+		run([]string{"trace", arg}, new(strings.Builder), new(strings.Builder))
+		if got := <-asked; got != want {
+			t.Errorf("%s: asked for %q, want %q", arg, got, want)
+		}
+	}
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	var stderr strings.Builder
+	os.Unsetenv("PWD")
+	if run([]string{"trace", "./a"}, new(strings.Builder), &stderr); !strings.HasPrefix(stderr.String(), "ksmbd-notifyd: ./a: this runs in a directory that is gone: give the whole path\n") {
+		t.Errorf("%q", &stderr)
+	}
 }
 
 // runWithout runs on a thread of its own, without capabilities.

@@ -160,7 +160,7 @@ func opener(stderr io.Writer, log *slog.Logger) ipc.Opener {
 
 // runGroup is that command. It ends with the daemon, and not before.
 func runGroup(stderr io.Writer) error {
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
 	runtime.GOMAXPROCS(1)
 	log := newLogger(stderr, new(slog.LevelVar))
 	return ipc.ServeGroup(os.NewFile(3, "calls"), os.NewFile(4, "wakes"), ipc.OpenFanotify(quieter(log)))

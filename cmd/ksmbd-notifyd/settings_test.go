@@ -53,7 +53,7 @@ func TestReadSettingsOfNoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		"/nowhere": "no such file or directory", "": "no such file or directory", dir: "is a directory", "/dev/zero": "it has more than 16 MiB, and is no configuration",
+		"/nowhere": "no such file or directory", dir: "is a directory", "/dev/zero": "it has more than 16 MiB, and is no configuration",
 		unreadable: "too many levels of symbolic links", writeSettings(t, "[global]\r\nverbose = 1\r\n"): `line 1: "[global]\r": it is neither a section nor a key and its value; ` +
 			"it ends in a carriage return, as all lines of Windows do: dos2unix removes them",
 		writeSettings(t, "\ufeff[global]\n"):             `line 1: "\ufeff[global]": it is neither a section nor a key and its value; it begins with a byte order mark, remove that`,
@@ -62,6 +62,9 @@ func TestReadSettingsOfNoFile(t *testing.T) {
 		if s, err := readSettings(path); err == nil || err.Error() != "reading "+path+": "+want {
 			t.Errorf("%s: %+v, %v, want %s", path, s, err, want)
 		}
+	}
+	if _, err := readSettings(""); err == nil || err.Error() != `reading "": no such file or directory` {
+		t.Errorf("no name: %v", err)
 	}
 	for _, path := range []string{fifo, "/dev/null"} {
 		if s, err := readSettings(path); err != nil || !reflect.DeepEqual(s, noSettings()) {

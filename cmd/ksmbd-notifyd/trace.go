@@ -43,18 +43,23 @@ func runTrace(args []string, stdout, stderr io.Writer) int {
 		return say(stdout, stderr, traceUsage)
 	case err == nil && flags.NArg() > 1:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(1))
+	case err == nil && flags.NArg() == 1 && flags.Arg(0) == "":
+		err = errors.New("the share or directory has no name")
 	}
 	what := url.Values{}
-	if arg := flags.Arg(0); err == nil && strings.Contains(arg, "/") {
-		arg, err = filepath.Abs(arg)
-		what.Set("directory", arg)
+	if arg := flags.Arg(0); err == nil && (strings.Contains(arg, "/") || arg == "." || arg == "..") {
+		var dir string
+		if dir, err = filepath.Abs(arg); err != nil {
+			err = fmt.Errorf("%s: this runs in a directory that is gone: give the whole path", printable(arg))
+		}
+		what.Set("directory", dir)
 	} else if arg != "" {
 		what.Set("share", arg)
 	}
 	if err != nil {
 		return misuse(stderr, err, "ksmbd-notifyd trace")
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
 	defer stop()
 	err = follow(ctx, runtimeDir(), "/trace?"+what.Encode(), stdout)
 	if ctx.Err() != nil {

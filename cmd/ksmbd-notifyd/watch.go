@@ -69,7 +69,7 @@ func runWatch(args []string, verbose int, stdout, stderr io.Writer) int {
 	case err != nil:
 	case o.help:
 		return say(stdout, stderr, watchUsage)
-	case flags.NArg() == 0:
+	case flags.Arg(0) == "":
 		err = errors.New("no directory given")
 	case flags.NArg() > 1:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(1))
@@ -82,7 +82,7 @@ func runWatch(args []string, verbose int, stdout, stderr io.Writer) int {
 	if verbose > 0 {
 		level = verbosity[min(verbose, len(verbosity)-1)]
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
 	defer stop()
 	return finish(stderr, watch(ctx, newLogger(stderr, level), &client{
 		dir: flags.Arg(0), tree: o.recursive, filter: filter, json: o.json, colors: hasColors(stdout), out: stdout, msg: stderr,
@@ -206,7 +206,7 @@ func (c *client) Ack(_ uint64, errno unix.Errno) {
 		}
 	case !c.armed: // the watch goes first
 		c.armed = true
-		fmt.Fprintf(c.msg, "watching %s\n", c.dir)
+		fmt.Fprintf(c.msg, "watching %s\n", visible(c.dir))
 	}
 }
 

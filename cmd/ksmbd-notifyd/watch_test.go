@@ -246,6 +246,15 @@ func TestWatchColors(t *testing.T) {
 	}
 }
 
+// A directory whose name is for a terminal is written out, as in errors.
+func TestWatchOddName(t *testing.T) {
+	var msg strings.Builder
+	(&client{dir: "/a\x1b[2J", msg: &msg}).Ack(0, 0)
+	if want := `watching /a\x1b[2J` + "\n"; msg.String() != want {
+		t.Errorf("got %q, want %q", &msg, want)
+	}
+}
+
 // The directory is removed: there is nothing more to print.
 func TestWatchRemoved(t *testing.T) {
 	for _, args := range [][]string{nil, {"-r"}} {
