@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -154,6 +155,7 @@ func TestUsage(t *testing.T) {
 		}
 		c := exec.Command(words[0], words[1:]...)
 		c.Dir = ".."
+		c.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=") })
 		out, err := c.CombinedOutput()
 		got := regexp.MustCompile(`(?m)^make: \*\*\*.*\n`).ReplaceAllString(string(out), "")
 		if err == nil || got != want+"\n" {
