@@ -9,7 +9,6 @@
 package mounts
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -44,11 +43,12 @@ var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\04
 
 // Parse reads lines like
 // 36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/sda rw,errors=continue
-// and skips those that are not.
+// and skips those that are not. Only spaces divide a line: the kernel leaves all other blanks
+// in a path as they are, but for the few that unescape knows.
 func Parse(text []byte) *Table {
 	var list []Mount
-	for line := range bytes.Lines(text) {
-		if m, ok := parse(string(line)); ok {
+	for line := range strings.SplitSeq(string(text), "\n") {
+		if m, ok := parse(line); ok {
 			list = append(list, m)
 		}
 	}
@@ -57,8 +57,9 @@ func Parse(text []byte) *Table {
 
 func parse(line string) (m Mount, ok bool) {
 	mount, super, _ := strings.Cut(line, " - ")
-	f, s := strings.Fields(mount), strings.Fields(super)
-	if len(f) < 6 || len(s) < 1 {
+	kind, _, _ := strings.Cut(super, " ")
+	f := strings.Split(mount, " ")
+	if len(f) < 6 || kind == "" {
 		return m, false
 	}
 	major, minor, _ := strings.Cut(f[2], ":")
@@ -72,7 +73,7 @@ func parse(line string) (m Mount, ok bool) {
 	}
 	return Mount{
 		ID: numbers[0], Parent: numbers[1], Device: unix.Mkdev(uint32(numbers[2]), uint32(numbers[3])),
-		Root: unescape.Replace(f[3]), Point: unescape.Replace(f[4]), Kind: s[0],
+		Root: unescape.Replace(f[3]), Point: unescape.Replace(f[4]), Kind: kind,
 	}, true
 }
 
