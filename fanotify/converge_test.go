@@ -437,7 +437,7 @@ type convergence struct {
 func newConvergence(t *testing.T, kind string, ops Op, queue int) *convergence {
 	root := mountTest(t, kind)
 	for _, d := range []string{"w", "out"} {
-		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -449,13 +449,14 @@ func newConvergence(t *testing.T, kind string, ops Op, queue int) *convergence {
 		seed = rand.Uint64()
 	}
 	t.Logf("SEED=%d", seed)
-	whole := kind != "overlay" && kind != "fuse" && queue == 0
+	whole := kind != "overlay" && kind != "overlay-lower" && kind != "fuse" && queue == 0
 	c := &convergence{ops: ops, t: t, mix: &mixer{Rand: rand.New(rand.NewPCG(seed, 0)), root: root, exempt: make(map[uint64]bool), whole: whole}}
 	if c.g = openTest(t); queue > 0 {
 		c.g = openQueued(t, queue)
 	}
 	for i, tree := range []bool{true, true, false} {
 		m := &model{t: t, dir: filepath.Join(root, "w"), tree: tree, prune: i == 1, names: make(map[string]bool), moved: make(map[string]bool), looks: ops&data == data}
+		m.names, m.seen = m.list()
 		m.watch = c.watch(m)
 		c.models = append(c.models, m)
 	}
@@ -575,7 +576,7 @@ func (c *convergence) check() {
 
 // TestConverge does random things, drains at random and compares.
 func TestConverge(t *testing.T) {
-	for _, f := range testFilesystems {
+	for _, f := range slices.Concat(testFilesystems, lowerFilesystems) {
 		for _, mode := range []string{"warm", "cold", "small", "threads", "hops", "heirs", "mounts", "scarce", "overflow"} {
 			t.Run(f.name+"/"+mode, func(t *testing.T) {
 				queue := 0
@@ -644,7 +645,7 @@ func TestConverge(t *testing.T) {
 					c.check()
 				}
 				t.Logf("%d operations, %d rounds, %d overflows, %d listings, %d times odd, %d needless", c.mix.count, c.rounds, c.overflows, c.listed, c.odd, c.needless)
-				if c.needless > 0 {
+				if c.needless > 0 && f.name != "overlay-export-lower" { // there no event says which directory was removed
 					t.Errorf("all had to be listed %d times without a cause", c.needless)
 				}
 				if mode != "threads" && mode != "hops" && c.odd > 10+c.rounds/20 { // the kernel merges events, so that some order is lost

@@ -3,11 +3,13 @@
 package fanotify
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -497,6 +499,93 @@ func TestRemovedWhileOpen(t *testing.T) {
 				wantTold(t, single)
 			}
 			g.Close()
+		})
+	}
+}
+
+// mergedKinds have directories that are in two layers of overlayfs, and one whose directories are like any other's.
+var mergedKinds = []string{"tmpfs", "overlay-lower", "overlay-export-lower"}
+
+// A directory of overlayfs that is in a lower layer too counts as removed when it was, also for who looks later.
+func TestMergedRemoved(t *testing.T) {
+	for _, kind := range mergedKinds {
+		for _, tree := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/tree=%v", kind, tree), func(t *testing.T) {
+				mnt := mountTest(t, kind)
+				empty := func(dir string) string {
+					t.Helper()
+					if err := errJoin(os.MkdirAll(dir+"/a", 0o755), os.RemoveAll(dir+"/a"), os.RemoveAll(dir+"/b"), os.RemoveAll(dir+"/c")); err != nil {
+						t.Fatal(err)
+					}
+					return dir
+				}
+				dir, err := os.Open(empty(mnt + "/w/a"))
+				if err := errJoin(err, os.Remove(mnt+"/w/a")); err != nil {
+					t.Fatal(err)
+				}
+				g := openQueued(t, 4)
+				if _, err := g.Watch(dir, tree, allOps, func(Change) {}); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESTALE) {
+					t.Errorf("a removed directory: %v", err)
+				}
+
+				lost, replaced, odd := empty(mnt+"/w/b"), empty(mnt+"/w/c"), mnt+"/w/c (deleted)"
+				_, told := watchTest(t, g, lost, tree, allOps)
+				for i := range 8 { // more than the queue holds
+					touch(t, fmt.Sprint(lost, "/", i))
+				}
+				if err := os.RemoveAll(lost); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, g)
+				if !slices.Contains(*told, "gone") {
+					t.Errorf("removed when the queue was full: told %q", *told)
+				}
+
+				if err := errJoin(os.Mkdir(odd, 0o755), os.Mkdir(mnt+"/w/new", 0o755)); err != nil {
+					t.Fatal(err)
+				}
+				_, told = watchTest(t, g, replaced, tree, allOps)
+				_, other := watchTest(t, g, odd, tree, allOps)
+				if err := errJoin(syscall.Rename(mnt+"/w/new", replaced), os.Chmod(odd, 0o700)); err != nil {
+					t.Fatal(err)
+				}
+				touch(t, odd+"/f")
+				drain(t, g)
+				wantTold(t, told, "gone")
+				if slices.Contains(*other, "gone") {
+					t.Errorf("of another that is there: %q", *other)
+				}
+				g.Close()
+			})
+		}
+	}
+}
+
+// A directory that was removed when it was to be found is not told under the name that the kernel has for it then.
+func TestMergedUnknown(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "overlay-export-lower"} {
+		t.Run(kind, func(t *testing.T) {
+			mnt := mountTest(t, kind)
+			if err := errJoin(os.MkdirAll(mnt+"/w/a/a", 0o755), os.RemoveAll(mnt+"/w/a/a"), os.RemoveAll(mnt+"/w/a/b"), write(mnt+"/w/a/c")); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			_, told := watchTest(t, g, mnt+"/w", true, allOps)
+			held, err := os.Open(mnt + "/w/a")
+			if err := errJoin(err, os.Remove(mnt+"/w/a/c")); err != nil {
+				t.Fatal(err)
+			}
+			defer held.Close()
+			g.queue = g.queues[0] // as Drain does
+			g.batch++
+			g.patience = patience
+			if err := errJoin(g.read(g.queue), os.Remove(mnt+"/w/a")); err != nil {
+				t.Fatal(err)
+			}
+			g.dispatch()
+			g.queue.forgetBatch()
+			drain(t, g)
+			wantTold(t, told, "delete a/c", "delete a/")
 		})
 	}
 }

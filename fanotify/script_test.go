@@ -40,14 +40,16 @@ import (
 
 var update = flag.Bool("update", false, "write what the tests saw into testdata")
 
-// filesystems to test on: how to make one at an image file and its size, or
-// how to lay one over the directories lower, upper and work of another, $1, at
-// $2.
-var testFilesystems = []struct {
+type testFilesystem struct {
 	name, mkfs string
 	size       int64
 	over, lay  string
-}{
+}
+
+// filesystems to test on: how to make one at an image file and its size, or
+// how to lay one over the directories lower, upper and work of another, $1, at
+// $2.
+var testFilesystems = []testFilesystem{
 	{name: "tmpfs"},
 	{name: "ext4", mkfs: "mkfs.ext4 -q -F -N 16384", size: 32 << 20},
 	{name: "xfs", mkfs: "mkfs.xfs -q -f", size: 320 << 20},
@@ -59,6 +61,17 @@ var testFilesystems = []struct {
 	{name: "fuse", over: "tmpfs", lay: `bindfs -o hard_remove $1/lower $2`},
 }
 
+// lowerFilesystems have names in their lower layer, those that TestConverge uses. Directories that are there too are not
+// removed as others are: their inodes count one link as before.
+var lowerFilesystems = []testFilesystem{
+	{name: "overlay-lower", over: "tmpfs", lay: fillLower + ` && mount -t overlay -o lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work overlay $2`},
+	{name: "overlay-export-lower", over: "ext4", lay: fillLower + ` && mount -t overlay -o index=on,nfs_export=on,lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work overlay $2`},
+}
+
+const fillLower = `for d in w out; do for a in a b c; do
+		mkdir -p $1/lower/$d/$a/a $1/lower/$d/$a/b && for f in a/a a/b b/c c; do echo x > $1/lower/$d/$a/$f; done
+	done; done`
+
 // mountTest mounts an empty filesystem for the test, or skips it.
 func mountTest(t testing.TB, kind string) string {
 	t.Helper()
@@ -66,7 +79,7 @@ func mountTest(t testing.TB, kind string) string {
 	if os.Getenv("CI") != "" {
 		give = t.Fatalf
 	}
-	for _, f := range testFilesystems {
+	for _, f := range slices.Concat(testFilesystems, lowerFilesystems) {
 		if f.name != kind {
 			continue
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -153,11 +154,34 @@ func (v *view) above(h string) (handle, string, error) {
 		if before == "" && isTooLong(err) {
 			return parent, "", nil
 		}
+		if err == nil && after == before && isDeleted(fd, before, h) {
+			return nil, "", errGone
+		}
 		if err == nil && after == before {
 			return parent, path.Base(before), nil
 		}
 	}
 	return nil, "", errMoving
+}
+
+// isDeleted says whether the directory h, which is open as fd and has that path, was removed: then the kernel puts that behind
+// the path. Of a directory of overlayfs that is in a lower layer too nothing else tells: one link is counted of it as long as it is open.
+func isDeleted(fd int, name, h string) bool {
+	if !strings.HasSuffix(name, " (deleted)") {
+		return false
+	}
+	beside, err := openHere(fd, "../"+path.Base(name)) // the name may be its own
+	if err == nil {
+		var is handle
+		is, _, err = handleAt(beside, "")
+		if unix.Close(beside); err != nil || string(is) == h {
+			return false
+		}
+	} else if !isOther(err) {
+		return false
+	}
+	now, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)) // it may have been renamed meanwhile
+	return err == nil && now == name
 }
 
 func isTooLong(err error) bool { return errors.Is(err, unix.ENAMETOOLONG) }

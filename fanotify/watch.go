@@ -417,6 +417,10 @@ func (fs *filesystem) follow(n *node) error {
 // wasRemoved says whether the directory of n, which has a site, was removed.
 func (n *node) wasRemoved() bool {
 	var st unix.Stat_t
-	err := unix.Fstat(int(n.dir.Fd()), &st)
-	return isRemoved(err) || err == nil && st.Nlink == 0
+	fd := int(n.dir.Fd())
+	if err := unix.Fstat(fd, &st); err != nil || st.Nlink != 1 {
+		return isRemoved(err) || err == nil && st.Nlink == 0
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return err == nil && isDeleted(fd, name, n.handle)
 }
