@@ -334,6 +334,9 @@ func (g *Group) Drain() error {
 	g.patience = patience
 	if g.mounts.poll() || !g.retryMounts.IsZero() && !time.Now().Before(g.retryMounts) {
 		g.refresh()
+		for _, p := range g.points {
+			g.movedIn = g.movedIn || p.moving // try again when all has been told
+		}
 	}
 	g.batch++
 	g.takeApart()

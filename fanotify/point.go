@@ -38,6 +38,7 @@ type point struct {
 	name  string // of the mount point; with '/' where it is in something that cannot be watched
 
 	failed bool // it could not be watched, and is to be tried again
+	moving bool // since the way to it is not known as it is now: an event that tells may wait
 	left   bool // it is not to be touched, see Leave
 	apart  Apart
 
@@ -645,7 +646,8 @@ func (p *point) attach() {
 	}
 	err := p.tryAttach()
 	p.failed = err != nil && !errors.Is(err, unix.ENOTDIR) // which is a mount on a file
-	if !p.failed || errors.Is(err, errUnmounted) {         // which is another change of the mounts
+	p.moving = errors.Is(err, errMoving)
+	if !p.failed || errors.Is(err, errUnmounted) { // which is another change of the mounts
 		return
 	}
 	g.refuse(p.mount, err)
