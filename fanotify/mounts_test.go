@@ -4,10 +4,12 @@ package fanotify
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,25 +111,146 @@ func TestSubvolumeAlone(t *testing.T) {
 	}
 }
 
-// A mount is in a watch tree also when a new watch has seen it first.
+// A mount is in a watch tree also when a new watch has seen it first, before anybody has looked
+// at the mounts, or after that.
 func TestMountSeenByAnother(t *testing.T) {
-	dir := mountTest(t, "tmpfs")
-	in := filepath.Join(dir, "m")
-	if err := os.Mkdir(in, 0o755); err != nil {
+	for _, looked := range []bool{false, true} {
+		dir := mountTest(t, "tmpfs")
+		in := filepath.Join(dir, "m")
+		if err := os.Mkdir(in, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		g := openTest(t)
+		_, told := watchTest(t, g, dir, true, Create)
+		mountTmpfs(t, in)
+		if g.mounts.poll(); looked {
+			g.mounts.changed.Store(false)
+		}
+		_, own := watchTest(t, g, dir, true, Create)
+		drain(t, g)
+		wantTold(t, told, "overflow")
+		touch(t, in+"/f")
+		drain(t, g)
+		wantTold(t, told, "create m/f")
+		if looked {
+			wantTold(t, own, "create m/f")
+		}
+		g.Close()
+	}
+}
+
+// A mount is looked for from each watch tree that is above it, whichever came first: from that the
+// way may lead to what is mounted over it, or nowhere.
+func TestMountReached(t *testing.T) {
+	do := func(t *testing.T, errs ...error) {
+		t.Helper()
+		if err := errJoin(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bind := func(t *testing.T, dir string) string {
+		t.Helper()
+		to := filepath.Join(t.TempDir(), "bind")
+		do(t, os.Mkdir(to, 0o755), unix.Mount(dir, to, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { unix.Unmount(to, unix.MNT_DETACH) })
+		return to
+	}
+	for _, c := range []struct {
+		what string
+		do   func(t *testing.T, mnt string, watch func(first bool, dir *os.File) *[]string) (told *[]string, touched, want string)
+	}{
+		{"under another", func(t *testing.T, mnt string, watch func(bool, *os.File) *[]string) (*[]string, string, string) {
+			do(t, os.MkdirAll(mnt+"/w/c/sub", 0o755), unix.Mount("", mnt, "", unix.MS_SHARED, ""))
+			alias := bind(t, mnt+"/w")
+			do(t, unix.Mount("", mnt, "", unix.MS_SLAVE, ""))
+			watch(true, opened(t, mnt+"/w"))
+			told := watch(false, opened(t, mnt+"/w/c"))
+			under := opened(t, mnt+"/w/c")
+			t.Cleanup(func() { under.Close() })
+			mountTmpfs(t, mnt+"/w/c")
+			mountTmpfs(t, alias+"/c/sub") // and so under that
+			t.Cleanup(func() { unix.Unmount(mnt+"/w/c", unix.MNT_DETACH) })
+			return told, fmt.Sprintf("/proc/self/fd/%d/sub", under.Fd()), "create sub/f"
+		}},
+		{"moved out of the mount", func(t *testing.T, mnt string, watch func(bool, *os.File) *[]string) (*[]string, string, string) {
+			do(t, os.MkdirAll(mnt+"/a/share/d", 0o755), os.MkdirAll(mnt+"/a/share/m", 0o755))
+			share := bind(t, mnt+"/a/share")
+			do(t, unix.Mount("", share, "", unix.MS_PRIVATE, ""))
+			watch(true, opened(t, share+"/d"))
+			told := watch(false, opened(t, share))
+			do(t, os.Rename(mnt+"/a/share/d", mnt+"/d"))
+			mountTmpfs(t, share+"/m")
+			return told, share + "/m", "create m/f"
+		}},
+		{"too deep", func(t *testing.T, mnt string, watch func(bool, *os.File) *[]string) (*[]string, string, string) {
+			do(t, os.Mkdir(mnt+"/m", 0o755))
+			watch(true, deep(t, mnt, 18))
+			told := watch(false, opened(t, mnt))
+			mountTmpfs(t, mnt+"/m")
+			return told, mnt + "/m", "create m/f"
+		}},
+	} {
+		for _, order := range []string{"first", "last"} {
+			t.Run(c.what+"/"+order, func(t *testing.T) {
+				mnt := mountTest(t, "tmpfs")
+				g := openTest(t)
+				t.Cleanup(func() { g.Close() }) // before what is mounted goes
+				var later func()
+				told, touched, want := c.do(t, mnt, func(first bool, dir *os.File) *[]string {
+					told := new([]string)
+					open := func() {
+						if _, err := g.Watch(dir, true, Create, func(c Change) { *told = append(*told, c.String()) }); err != nil {
+							t.Fatal(err)
+						}
+					}
+					switch {
+					case first && order == "last":
+						later = open
+					default:
+						open()
+						if later != nil {
+							later()
+						}
+					}
+					return told
+				})
+				drain(t, g)
+				if !slices.Contains(*told, "overflow") {
+					t.Errorf("told %q of the mount", *told)
+				}
+				*told = nil
+				touch(t, touched+"/f")
+				drain(t, g)
+				wantTold(t, told, want)
+				g.Close()
+			})
+		}
+	}
+}
+
+func opened(t *testing.T, dir string) *os.File {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	g := openTest(t)
-	_, told := watchTest(t, g, dir, true, Create)
-	if err := unix.Mount("none", in, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
+	return f
+}
+
+// deep makes directories in dir, as many in one another, whose names have 250 bytes each, and opens the last.
+func deep(t *testing.T, dir string, n int) *os.File {
+	t.Helper()
+	f, name := opened(t, dir), strings.Repeat("d", 250)
+	for range n {
+		mkdirErr := unix.Mkdirat(int(f.Fd()), name, 0o755)
+		fd, err := unix.Openat(int(f.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err := errJoin(mkdirErr, err); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		f = os.NewFile(uintptr(fd), name)
 	}
-	t.Cleanup(func() { unix.Unmount(in, unix.MNT_DETACH) })
-	watchTest(t, g, dir, true, Create)
-	drain(t, g)
-	wantTold(t, told, "overflow")
-	touch(t, in+"/f")
-	drain(t, g)
-	wantTold(t, told, "create m/f")
+	return f
 }
 
 // A mount wakes who waits also where only one namespace hears of it.

@@ -346,6 +346,39 @@ type base struct {
 	device uint64 // what is to be watched of what is mounted there; 0 is all
 }
 
+// bases has one base for each mount that there are any in, by its id. What cannot be reached from that, as it has moved or is
+// under another mount, is looked for from all watch trees whose path is above it.
+type bases struct {
+	g   *Group
+	in  map[int]base
+	all map[string][]base // those of all watch trees by their paths, read when they are needed first
+}
+
+// above returns those whose path is above that one, the nearest first.
+func (b *bases) above(name string) (found []base) {
+	if b.all == nil {
+		b.all = make(map[string][]base)
+		type place struct {
+			*node
+			mount  int
+			device uint64
+		}
+		known := make(map[place]bool)
+		b.g.eachTree(func(w *Watch) {
+			if p := (place{w.node, w.mountID, w.device}); !known[p] {
+				known[p] = true
+				from := w.base(w.view)
+				b.all[from.path] = append(b.all[from.path], from)
+			}
+		})
+	}
+	for name != "/" {
+		name = path.Dir(name)
+		found = append(found, b.all[name]...)
+	}
+	return found
+}
+
 // refresh brings the points up to date with the mounts that there are, as a whole:
 // what does not stand any more goes, what is new is marked, and what could not be
 // is tried again. Watch trees that see any of these list anew.
@@ -386,18 +419,17 @@ func (g *Group) refreshMoved() {
 	g.refresh()
 }
 
-// bases returns where ways to mounts can begin, by the id of the mount that they
-// are in.
-func (g *Group) bases() map[int]base {
-	bases := make(map[int]base)
+// bases returns where ways to mounts can begin.
+func (g *Group) bases() *bases {
+	b := &bases{g: g, in: make(map[int]base)}
 	for _, fs := range g.filesystems {
 		for _, v := range fs.views {
 			if len(v.trees) > 0 {
-				bases[v.id] = v.trees[0].base(v)
+				b.in[v.id] = v.trees[0].base(v)
 			}
 		}
 	}
-	return bases
+	return b
 }
 
 func (w *Watch) base(v *view) base {
@@ -411,11 +443,11 @@ func (w *Watch) base(v *view) base {
 
 // extend adds the points of mounts that are below the directory top and are not known yet,
 // and has found called for each.
-func (g *Group) extend(n namespace, bases map[int]base, top string, found func(*point)) {
+func (g *Group) extend(n namespace, b *bases, top string, found func(*point)) {
 	table, err := n.Table()
 	if err != nil {
 		g.refuse(mounts.Mount{Point: "/", Kind: "all"}, err)
-		for _, from := range bases {
+		for _, from := range b.in {
 			for _, w := range from.view.trees {
 				g.owe(w)
 			}
@@ -423,61 +455,82 @@ func (g *Group) extend(n namespace, bases map[int]base, top string, found func(*
 		return
 	}
 	for _, m := range table.All() {
-		p := g.points[m.ID]
-		if p == nil && m.Below(top) {
-			if p = g.locate(table, m, bases); p != nil {
+		p, from := g.points[m.ID], base{}
+		if p != nil {
+			from = b.in[p.host.id]
+		} else if m.Below(top) {
+			if p, from = g.locate(table, m, b); p != nil {
 				g.put(p)
 				p.attach()
 				found(p)
 			}
 		}
-		if p == nil || p.lower == nil {
-			continue
-		}
-		if from, ok := bases[p.host.id]; ok {
-			bases[m.ID] = base{fs: p.lower, view: p.view, fd: from.fd, path: from.path}
+		if p != nil && p.lower != nil && from.view != nil {
+			b.in[m.ID] = base{fs: p.lower, view: p.view, fd: from.fd, path: from.path}
 		}
 	}
 }
 
-// locate finds out where a mount is seen below a watch tree, if it is.
-func (g *Group) locate(table *mounts.Table, m mounts.Mount, bases map[int]base) *point {
+// locate finds out where a mount is seen below a watch tree, if it is, and from where the way to it begins.
+func (g *Group) locate(table *mounts.Table, m mounts.Mount, b *bases) (*point, base) {
 	from, ok := base{}, false
 	for up := table.Lookup(m.Parent); up != nil && !ok; up = table.Lookup(up.Parent) {
-		if from, ok = bases[up.ID]; up.Parent == up.ID {
+		if from, ok = b.in[up.ID]; up.Parent == up.ID {
 			break
 		}
 	}
-	if !ok || from.path == "" {
-		return nil
+	if !ok {
+		return nil, from
 	}
-	if !watchedFrom(table, &m, from, bases) {
-		return nil
+	p, err := g.locateFrom(table, m, from, b)
+	if err == nil {
+		return p, from
+	}
+	for _, other := range b.above(m.Point) {
+		p, otherErr := g.locateFrom(table, m, other, b)
+		if otherErr == nil {
+			return p, other
+		}
+		if err == errUnseen {
+			from, err = other, otherErr
+		}
+	}
+	if err != errUnseen {
+		g.missed(m, from.view, err)
+	}
+	return nil, from
+}
+
+// errUnseen says that a mount may be seen from elsewhere.
+var errUnseen = errors.New("mount is not seen from there")
+
+// locateFrom does that by the way from one base. Without an error, no point means that nobody sees the mount.
+func (g *Group) locateFrom(table *mounts.Table, m mounts.Mount, from base, b *bases) (*point, error) {
+	if from.path == "" || !watchedFrom(table, &m, from, b.in) {
+		return nil, errUnseen
 	}
 	to := func(name string) string { return mounts.Relative(from.path, name) }
-	is, left := mounts.Identity{ID: m.ID}, g.leftIn(table, &m, bases)
+	is, left := mounts.Identity{ID: m.ID}, g.leftIn(table, &m, b.in)
 	switch {
 	case left == nil:
 		var err error
 		if is, err = mounts.Identify(from.fd, to(m.Point)); err != nil {
-			g.missed(m, from.view, err)
-			return nil
+			return nil, err
 		}
 	case left.ID != m.ID || table.Covered(m.ID):
-		return nil
+		return nil, nil
 	}
 	if is.ID != m.ID {
-		return nil // something is mounted over it, or over a directory above
+		return nil, errUnseen // something is mounted over it, or over a directory above
 	}
 	p := &point{is: is, mount: m, left: left != nil, fd: -1}
-	if err := p.placeIn(from.fd, to, bases); err != nil {
-		g.missed(m, from.view, err)
-		return nil
+	if err := p.placeIn(from.fd, to, b.in); err != nil {
+		return nil, err
 	}
 	if p.host == nil || !p.seen() {
-		return nil
+		return nil, nil
 	}
-	return p
+	return p, nil
 }
 
 // placeIn finds the nearest mount above the point that is watched, and the directory there
@@ -563,16 +616,24 @@ func (w *Watch) sees(p *point) bool {
 }
 
 // lose tells the watch trees that see the mount, or may, that changes in it may be missing.
-func (p *point) lose() {
+func (p *point) lose() { p.loseBut(nil) }
+
+// loseBut tells that to all of them but one.
+func (p *point) loseBut(but *Watch) {
+	owe := func(w *Watch) {
+		if w != but {
+			p.upper.g.owe(w)
+		}
+	}
 	s, sure := p.find()
 	if !sure {
-		p.upper.g.eachTree(p.upper.g.owe)
+		p.upper.g.eachTree(owe)
 		return
 	}
 	for i := range s.hits {
 		for _, w := range s.hits[i].node.watches {
 			if w.tree && s.hits[i].reaches(w) {
-				p.upper.g.owe(w)
+				owe(w)
 			}
 		}
 	}

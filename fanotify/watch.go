@@ -298,7 +298,8 @@ func (g *Group) nest(w *Watch) {
 		if table.Holds(w.mountID) {
 			n.Forget() // a directory may have been renamed that is above a mount
 		}
-		if g.extend(n, map[int]base{w.mountID: top}, top.path, func(*point) {}); err == nil {
+		alone := &bases{g, map[int]base{w.mountID: top}, map[string][]base{top.path: {top}}}
+		if g.extend(n, alone, top.path, func(p *point) { p.loseBut(w) }); err == nil { // others may have been told nothing of it
 			return
 		}
 	}
