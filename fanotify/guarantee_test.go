@@ -425,30 +425,15 @@ func TestDeep(t *testing.T) {
 	}
 	_, share := watchTest(t, g, dir+"/share", true, allOps)
 	_, home := watchTest(t, g, dir+"/home", true, allOps)
-	fd, err := unix.Open(dir+"/home", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := strings.Repeat("d", 250)
-	for range 18 {
-		if err := unix.Mkdirat(fd, name, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		next, err := unix.Openat(fd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		unix.Close(fd)
-		fd = next
-	}
-	defer unix.Close(fd)
+	inner := deep(t, dir+"/home", 18)
+	defer inner.Close()
 	drain(t, g)
 	for _, fs := range g.filesystems {
 		fs.how.forget() // as if no event had told of them
 	}
 	*share, *home = nil, nil
 	for i := range 20 {
-		f, err := unix.Openat(fd, fmt.Sprint(i), unix.O_CREAT|unix.O_WRONLY, 0o600)
+		f, err := unix.Openat(int(inner.Fd()), fmt.Sprint(i), unix.O_CREAT|unix.O_WRONLY, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -459,6 +444,42 @@ func TestDeep(t *testing.T) {
 	if len(*home) != 20 || (*home)[0] != "overflow" {
 		t.Errorf("told %q", *home)
 	}
+}
+
+// Where each directory has a mark, what is made in one whose path is longer than the kernel takes is told by name, and nobody
+// else lists anew.
+func TestDeepMade(t *testing.T) {
+	mnt := mountTest(t, "overlay")
+	if err := errJoin(os.Mkdir(mnt+"/w", 0o755), os.Mkdir(mnt+"/v", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	const depth = 36 // twice as long
+	dir := deep(t, mnt+"/w", depth)
+	defer dir.Close()
+	g := openTest(t)
+	defer g.Close()
+	_, told := watchTest(t, g, mnt+"/w", true, allOps)
+	_, other := watchTest(t, g, mnt+"/v", true, allOps)
+	above := strings.Repeat(strings.Repeat("d", 250)+"/", depth)
+	if err := unix.Mkdirat(int(dir.Fd()), "x", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	x, err := unix.Openat(int(dir.Fd()), "x", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(x)
+	if err := unix.Mkdirat(x, "y", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	if err := errJoin(unix.Unlinkat(x, "y", unix.AT_REMOVEDIR), unix.Unlinkat(int(dir.Fd()), "x", unix.AT_REMOVEDIR)); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, g)
+	wantTold(t, told, "create "+above+"x/", "create "+above+"x/y/", "delete "+above+"x/y/", "delete "+above+"x/")
+	wantTold(t, other)
 }
 
 // A file that is open, and was removed with the directory that it was in, is nobody's: it is

@@ -514,23 +514,54 @@ func (s *directoryMarks) open(n *node, mountID int) (fd int, err error) {
 			return -1, errGone // as has been told, or out of sight
 		}
 	}
-	defer unix.Close(base)
 	slices.Reverse(names)
-	return n.openAt(base, cmp.Or(strings.Join(names, "/"), "."))
+	for {
+		way, rest := firstPath(names)
+		if rest == nil {
+			fd, err = n.openAt(base, cmp.Or(way, "."))
+			unix.Close(base)
+			return fd, err
+		}
+		next, err := openBelow(base, way)
+		if unix.Close(base); err != nil {
+			return -1, err
+		}
+		base, names = next, rest
+	}
+}
+
+// firstPath joins names to a path as long as the kernel takes it, and returns the rest of them.
+func firstPath(names []string) (way string, rest []string) {
+	length := 0
+	for i, name := range names {
+		if length += len(name) + 1; length > unix.PathMax {
+			return strings.Join(names[:i], "/"), names[i:]
+		}
+	}
+	return strings.Join(names, "/"), nil
 }
 
 // openAt opens n with O_PATH by its name below the directory dir.
 func (n *node) openAt(dir int, name string) (int, error) {
+	fd, err := openBelow(dir, name)
+	if err != nil {
+		return -1, err
+	}
+	if h, _, err := handleAt(fd, ""); err != nil || string(h) != n.handle {
+		unix.Close(fd)
+		return -1, errMoving
+	}
+	return fd, nil
+}
+
+// openBelow opens a directory with O_PATH by its name below the directory dir.
+func openBelow(dir int, name string) (int, error) {
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if isOther(err) {
 		return -1, errMoving
 	}
 	if err != nil {
 		return -1, fmt.Errorf("opening directory: %w", err)
-	}
-	if h, _, err := handleAt(fd, ""); err != nil || string(h) != n.handle {
-		unix.Close(fd)
-		return -1, errMoving
 	}
 	return fd, nil
 }
