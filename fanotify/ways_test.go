@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,6 +75,7 @@ var ways = []struct {
 	{"unlink", func(d, o string) error { return os.Remove(d + "/k") }, "delete k"},
 	{"through another link", func(d, o string) error { return write(o + "/l") }, ""},
 	{"by handle", func(d, o string) error { return byHandle(d, d+"/f") }, "modify f"},
+	{"io_submit", func(d, o string) error { return onFile(d+"/f", func(fd int) error { return submit(fd, []byte("x")) }) }, ""},
 	{"mmap", func(d, o string) error { return mapped(d + "/f") }, ""},
 	{"chattr", func(d, o string) error {
 		const noDump = 0x40 // FS_NODUMP_FL
@@ -108,6 +110,42 @@ func mapped(name string) error {
 		m[0]++
 		return errJoin(unix.Msync(m, unix.MS_SYNC), unix.Munmap(m))
 	})
+}
+
+// submit writes at the beginning of a file by io_submit(2), and waits for that.
+func submit(fd int, b []byte) error {
+	var ctx uintptr
+	if _, _, err := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&ctx)), 0); err != 0 {
+		return err
+	}
+	defer unix.Syscall(unix.SYS_IO_DESTROY, ctx, 0, 0)
+	var pin runtime.Pinner
+	pin.Pin(&b[0])
+	defer pin.Unpin()
+	const pwrite = 1 // IOCB_CMD_PWRITE
+	cb := &struct {  // struct iocb, where numbers are little-endian
+		data         uint64
+		key, flags   uint32
+		opcode       uint16
+		priority     int16
+		fd           uint32
+		buf          uint64
+		size         uint64
+		offset, more int64
+		last         uint64
+	}{opcode: pwrite, fd: uint32(fd), buf: uint64(uintptr(unsafe.Pointer(&b[0]))), size: uint64(len(b))}
+	if _, _, err := unix.Syscall(unix.SYS_IO_SUBMIT, ctx, 1, uintptr(unsafe.Pointer(&cb))); err != 0 {
+		return err
+	}
+	var event struct{ data, object, result, more int64 }
+	if _, _, err := unix.Syscall6(unix.SYS_IO_GETEVENTS, ctx, 1, 1, uintptr(unsafe.Pointer(&event)), 0, 0); err != 0 {
+		return err
+	}
+	runtime.KeepAlive(cb)
+	if event.result < 0 {
+		return unix.Errno(-event.result)
+	}
+	return nil
 }
 
 // byHandle writes to a file that nobody has looked up by its name since the filesystem
