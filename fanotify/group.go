@@ -150,7 +150,7 @@ func Open(log *slog.Logger) (*Group, error) {
 	g := &Group{
 		log: log, maxNodes: maxNodes, maxMarks: maxMarks, retryAfter: retryAfter, spare: spare,
 		filesystems: make(map[fsKey]*filesystem), refused: make(map[string]time.Time), points: make(map[int]*point),
-		replaced: replacements{make(map[int32]replacement), make(map[int]bool)},
+		replaced: replacements{make(map[int32]replacement), make(map[int]string)},
 	}
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {

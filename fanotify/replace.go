@@ -17,7 +17,7 @@ import (
 // replacements are the renames in a batch that replaced something.
 type replacements struct {
 	by  map[int32]replacement // the last rename of a thread, as long as it is not known
-	did map[int]bool          // where in the batch those begin that did
+	did map[int]string        // where in the batch those begin that did, if the directory is gone that they may have replaced
 }
 
 // A replacement is what is known of a rename whose last event is yet to come.
@@ -56,23 +56,32 @@ func (r *replacements) next(was replacement, e *event) {
 	is := e.self()
 	switch {
 	case e.mask&unix.FAN_MOVE_SELF != 0 && string(is) == was.file:
-		r.decide(was, e.pid, was.lost != "")
+		r.decide(was, e.pid, was.lost != "", "")
 	case was.lost != "":
 		unlinked := e.mask&(unix.FAN_CREATE|unix.FAN_DELETE) != 0 && string(is) == was.lost
-		r.decide(was, e.pid, !was.isDir && !unlinked)
+		r.decide(was, e.pid, !unlinked, was.directory())
 	case e.mask&unix.FAN_ATTRIB != 0 && (e.at.dir == nil || string(e.at.name) == "."):
 		was.lost = string(is)
 		r.by[e.pid] = was
 	default:
-		r.decide(was, e.pid, false)
+		r.decide(was, e.pid, false, "")
 	}
 }
 
-func (r *replacements) decide(was replacement, thread int32, did bool) {
+func (r *replacements) decide(was replacement, thread int32, did bool, gone string) {
 	delete(r.by, thread)
 	if did {
-		r.did[was.off] = true
+		r.did[was.off] = gone
 	}
+}
+
+// directory returns the directory that lost its name. That is sure only if it is gone: whoever sets the attributes of one
+// makes the same event.
+func (was *replacement) directory() string {
+	if was.isDir {
+		return was.lost
+	}
+	return ""
 }
 
 // self returns the handle of what the event happened to.
@@ -96,8 +105,20 @@ func (fs *filesystem) replaces(e *event, to *node) bool {
 		fs.barrier(to) // the writer may have been stopped in the middle of it
 		g.more()
 		if was, ok := g.replaced.by[e.pid]; ok && was.off == g.at {
-			return was.lost != "" && !was.isDir
+			return was.lost != "" && fs.gave(was.directory(), to, e.new.name)
 		}
 	}
-	return g.replaced.did[g.at]
+	gone, did := g.replaced.did[g.at]
+	return did && fs.gave(gone, to, e.new.name)
+}
+
+// gave says whether the directory d has gone, and had or may have had the name in to. It is so if there is none to ask for.
+func (fs *filesystem) gave(d string, to *node, name []byte) bool {
+	if d == "" {
+		return true
+	}
+	if n := fs.nodes[d]; n != nil && n.parent != nil && (n.parent != to || n.name != string(name)) {
+		return false
+	}
+	return fs.how.whole() && !fs.hasName(handle(d))
 }
