@@ -342,7 +342,7 @@ func (fs *filesystem) rename(e *event) {
 	fs.tellRename(e, from, to, moved)
 	if moved != nil && fs.tracked() {
 		fs.move(moved, to, string(e.new.name))
-		fs.renames = append(fs.renames, rename{moved, from, string(e.old.name), back})
+		fs.renames.add(rename{moved, from, string(e.old.name), back})
 		fs.g.ahead = true // so it is if this is half of an exchange
 	}
 }
@@ -353,6 +353,70 @@ type rename struct {
 	from *node
 	old  string
 	back bool // it has been where it was before, in the same batch
+}
+
+// renames are those in the batch at hand, and the last one before that: the other half of an exchange may be yet to come.
+type renames struct {
+	list []rename
+	been map[visit]bool     // where directories were before
+	at   map[place][2]*node // the last two that were renamed to a name, and may have it still
+}
+
+// A visit is where a directory was once. With no place it says that the directory has come back to where it was.
+type visit struct {
+	node *node
+	place
+}
+
+// add takes in a rename that was told.
+func (r *renames) add(x rename) {
+	if r.at == nil {
+		r.been, r.at = make(map[visit]bool), make(map[place][2]*node)
+	}
+	r.list = append(r.list, x)
+	if x.from != nil {
+		r.been[visit{x.node, place{x.from, x.old}}] = true
+	}
+	if x.back {
+		r.been[visit{node: x.node}] = true
+	}
+	if to := x.node.place(); to.dir != nil && r.at[to][0] != x.node {
+		r.at[to] = [2]*node{x.node, r.at[to][0]}
+	}
+}
+
+// back says whether the directory has been there before, or has come back already.
+func (r *renames) back(n *node, to place) bool {
+	return r.been[visit{node: n}] || to.dir != nil && r.been[visit{n, to}]
+}
+
+// others says whether any other directory than n is there since it was renamed.
+func (r *renames) others(n *node, at place) bool {
+	for _, o := range r.at[at] {
+		if o != nil && o != n && o.place() == at {
+			return true
+		}
+	}
+	return false
+}
+
+// settled forgets all but the last one.
+func (r *renames) settled() {
+	n := len(r.list)
+	if n == 0 {
+		return
+	}
+	last := rename{node: r.list[n-1].node}
+	if n == 1 && r.list[0] == last {
+		return // there was none in this batch
+	}
+	if n > allocDoubts {
+		*r = renames{}
+	}
+	r.list = r.list[:0]
+	clear(r.been)
+	clear(r.at)
+	r.add(last)
 }
 
 // A half is the last rename that was told. The kernel tells of an exchange (RENAME_EXCHANGE)
@@ -387,18 +451,11 @@ func (fs *filesystem) checkRename(moved, from *node, old string, to *node, name 
 		fs.mixed(from, old)
 		fs.mixed(to, name)
 	}
-	for _, r := range fs.renames {
-		switch {
-		case r.node == moved && r.back:
-			back = true
-		case r.node == moved && to != nil && r.from == to && r.old == name:
-			back = true
-		case r.node != moved && from != nil && r.node.parent == from && r.node.name == old:
-			fs.mixed(from, old) // exchanged: a client has mixed what is below the two
-			fs.mixed(to, name)
-		}
+	if from != nil && fs.renames.others(moved, place{from, old}) {
+		fs.mixed(from, old) // exchanged: a client has mixed what is below the two
+		fs.mixed(to, name)
 	}
-	return back
+	return fs.renames.back(moved, place{to, name})
 }
 
 // tellRename tells each watch what it can see of a rename.

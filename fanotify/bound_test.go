@@ -55,6 +55,24 @@ func TestDrainBound(t *testing.T) {
 					}
 					return nil
 				}},
+				{"directories renamed", 500, 4, func(dir string, n int) error {
+					for i := range n {
+						d := fmt.Sprint(dir, "/", i)
+						if err := errJoin(os.Mkdir(d, 0o755), os.Rename(d, d+"x")); err != nil {
+							return err
+						}
+					}
+					return nil
+				}},
+				{"directories renamed by way of one name", 500, 4, func(dir string, n int) error {
+					for i := range n {
+						d := fmt.Sprint(dir, "/", i)
+						if err := errJoin(os.Mkdir(d, 0o755), os.Rename(d, dir+"/x"), os.Rename(dir+"/x", d+"x")); err != nil {
+							return err
+						}
+					}
+					return nil
+				}},
 				// A name is eight times as long then, and each would take sixty-four times if it were put together anew.
 				{"directories in one another", 100, 16, func(dir string, n int) error {
 					return os.MkdirAll(dir+strings.Repeat("/d", n), 0o755)

@@ -319,8 +319,8 @@ func (x *mixer) step() (movedIn bool) {
 	}
 	in := func(p string) bool { return strings.HasPrefix(p, x.root+"/w/") }
 	if err == nil {
-		// The kernel merges renames of directories, and an exchange mixes what a client knows.
-		x.cause = x.cause || dirs && (op == "exchange" || op == "mv") && (in(a) || in(b) || x.mounts)
+		// The kernel merges renames of directories, and an exchange mixes what a client knows; on overlayfs and FUSE wherever it is.
+		x.cause = x.cause || dirs && (op == "exchange" || op == "mv") && (in(a) || in(b) || x.mounts || !x.whole)
 		x.count++
 		x.log = append(x.log, fmt.Sprintf("%s %s %s", op, a[len(x.root)+1:], b[len(x.root)+1:]))
 	}

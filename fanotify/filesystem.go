@@ -49,7 +49,7 @@ type filesystem struct {
 	doubts    []doubt // see settle.go
 	expecting bool    // some are of names that a walk found
 	doubtful  map[doubtKey]int
-	renames   []rename
+	renames   renames
 	exchanged half
 	linked    recent[int]    // how many names a file was given; where handles cannot be opened, and has
 	owners    recent[owner]  // of names that may have been other files'

@@ -189,9 +189,7 @@ func (fs *filesystem) settle() {
 			d.expected = false
 		}
 	}
-	if n := len(fs.renames); n > 0 { // the other half of an exchange may be yet to come
-		fs.renames = append(fs.renames[:0], rename{node: fs.renames[n-1].node})
-	}
+	fs.renames.settled()
 	fs.keepDoubts(unsettled)
 }
 
@@ -244,7 +242,7 @@ func (fs *filesystem) strayed() bool {
 	l := look{fs: fs}
 	defer l.close()
 	var there map[*node]bool // of the directories that were looked for
-	for _, r := range fs.renames {
+	for _, r := range fs.renames.list {
 		if _, looked := there[r.node]; looked || !r.back || fs.nodes[r.node.handle] != r.node { // removed
 			continue
 		}
@@ -263,7 +261,7 @@ func (fs *filesystem) strayed() bool {
 		}
 		fs.mixed(r.node.parent, r.node.name)
 	}
-	for _, r := range fs.renames {
+	for _, r := range fs.renames.list {
 		if found, looked := there[r.node]; looked && !found {
 			fs.mixed(r.from, r.old)
 		}

@@ -100,6 +100,9 @@ func (fs *filesystem) mistaken(h handle) {
 	}
 }
 
+// place returns where n is. Without a directory that is not known.
+func (n *node) place() place { return place{n.parent, n.name} }
+
 // pin keeps n from being evicted.
 func (fs *filesystem) pin(n *node) {
 	if n.next != nil {
