@@ -298,7 +298,10 @@ func (fs *filesystem) self(e *event) {
 	}
 	// If neither the filesystem's mark nor its own asked for this event, the mark of a
 	// watched directory above did: if none is found, nobody knows whom to tell.
-	if err != nil || fs.mark.mask()&unix.FAN_ATTRIB == 0 && n.site == nil && len(s.hits) == 0 {
+	switch {
+	case err == errUnlisted:
+		fs.somewhere(ops, true) // as anybody can have it be who has a removed one open
+	case err != nil || fs.mark.mask()&unix.FAN_ATTRIB == 0 && n.site == nil && len(s.hits) == 0:
 		fs.lost(ops, true)
 	}
 	s.loseUnsure(ops)

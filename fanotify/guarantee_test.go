@@ -610,3 +610,36 @@ func TestMergedUnknown(t *testing.T) {
 		})
 	}
 }
+
+// A directory that was removed and is still open is nobody's: what becomes of its attributes tells nobody anything. Where no
+// event says which directory was removed, all list anew, but not each time.
+func TestRemovedDirectoryOpen(t *testing.T) {
+	for _, f := range slices.Concat(testFilesystems, lowerFilesystems) {
+		t.Run(f.name, func(t *testing.T) {
+			mnt := mountTest(t, f.name)
+			dir := mnt + "/w/a/b"
+			if err := errJoin(os.MkdirAll(dir, 0o755), os.RemoveAll(dir+"/a"), os.RemoveAll(dir+"/b"), os.RemoveAll(dir+"/c")); err != nil {
+				t.Fatal(err)
+			}
+			g := openTest(t)
+			defer g.Close()
+			g.spare = time.Hour
+			_, told := watchTest(t, g, mnt+"/w/a", false, allOps)
+			held, err := os.Open(dir)
+			if err := errJoin(err, os.Remove(dir)); err != nil {
+				t.Fatal(err)
+			}
+			defer held.Close()
+			drain(t, g)
+			wantTold(t, told, "delete b/")
+			for i := range 5 {
+				held.Chmod(0o700 + os.FileMode(i)) // fails on FUSE
+				drain(t, g)
+			}
+			if f.name == "overlay-lower" && len(*told) == 1 {
+				wantTold(t, told, "overflow")
+			}
+			wantTold(t, told)
+		})
+	}
+}

@@ -88,7 +88,7 @@ func (g *Group) choose(fd int, dev uint64, tree bool) (chosen, error) {
 	case tree:
 		return chosen{new(directoryMarks), dev, id}, nil
 	default:
-		return chosen{new(singleMarks), dev, id}, nil
+		return chosen{&singleMarks{lasting: kind == unix.OVERLAYFS_SUPER_MAGIC}, dev, id}, nil
 	}
 }
 

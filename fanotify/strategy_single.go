@@ -16,7 +16,11 @@ import (
 // it is, and not everywhere can it be opened by its handle. So the marks also tell which
 // directories are made, renamed and removed in those that are watched, and once
 // that is needed they are listed.
-type singleMarks struct{ filesystemMark }
+type singleMarks struct {
+	filesystemMark
+	lasting bool             // no handle is given to another directory later: then it is known that those are gone that were told so
+	gone    recent[struct{}] // the last of these, by fileKey
+}
 
 func (*singleMarks) whole() bool { return false }
 
@@ -37,6 +41,12 @@ func (*singleMarks) arm(*node, *view, uint64) error { return nil }
 func (*singleMarks) disarm(*view, uint64) error { return nil }
 
 func (s *singleMarks) locate(n *node) error {
+	if _, ok := s.gone.get(fileKey(handle(n.handle))); ok {
+		return errGone // it is still open, and somebody sets its attributes
+	}
+	if s.fs.unplaced.single != 0 {
+		return errUnlisted // all list anew soon
+	}
 	for _, again := range []bool{false, true} { // its handle may be new, see directoryMarks.evicted
 		for _, w := range s.fs.watches {
 			d := w.node
@@ -85,6 +95,13 @@ func (s *singleMarks) list(d *node) error {
 		}
 	}
 	return nil
+}
+
+func (s *singleMarks) removed(n *node) {
+	if s.lasting {
+		s.gone.set(fileKey(handle(n.handle)), struct{}{})
+	}
+	s.filesystemMark.removed(n)
 }
 
 func (s *singleMarks) open(n *node, mountID int) (int, error) {
