@@ -524,7 +524,7 @@ func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
 	if from == to {
 		left.alias = e.new.name
 	}
-	if len(a.hits) > 0 {
+	if len(a.hits) > 0 && fs.hears(from, unix.FAN_CREATE) { // else it is no wonder if something has that name
 		fs.believe(from, left, true)
 	}
 	if to != nil && !isDir && e.fid != nil {
@@ -533,6 +533,11 @@ func (fs *filesystem) believeRename(e *event, from, to, moved *node) {
 	if len(b.hits) > 0 {
 		fs.believe(to, doubt{name: e.new.name, present: true, isDir: isDir, is: moved}, true)
 	}
+}
+
+// hears says whether a mark asks for that in the directory n.
+func (fs *filesystem) hears(n *node, bit uint64) bool {
+	return fs.mark.mask()&bit != 0 || n.site != nil && n.mask()&bit != 0
 }
 
 // tellSides tells the watches of one directory of a rename, of which they may see one
