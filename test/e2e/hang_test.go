@@ -199,7 +199,9 @@ func insertOther() error {
 func TestHangingShare(t *testing.T) {
 	begin(t)
 	for _, what := range []string{"OPENDIR", "GETATTR", "LOOKUP", "READDIR", "STATFS"} {
-		t.Run(what, func(t *testing.T) { testHang(t, mountHanging(t, 0), "HANGS", filepath.Join(hangingMount, "share"), what) })
+		t.Run(what, func(t *testing.T) {
+			testHang(t, mountHanging(t, 0), "HANGS", filepath.Join(hangingMount, "share"), what)
+		})
 	}
 }
 
