@@ -241,6 +241,8 @@ func TestLostAgain(t *testing.T) {
 					return errJoin(os.Remove(f), os.Link(n, f), os.Rename(f, p))
 				}},
 				"replaced again": {replaced, func() error { return os.Rename(o, f) }, nothing},
+				"renamed back":   {unlinked, nothing, func() error { return os.Rename(n, f) }},
+				"linked again":   {unlinked, nothing, func() error { return os.Link(n, f) }},
 			} {
 				for _, name := range []string{f, n, o, p} {
 					os.Remove(name)

@@ -74,11 +74,11 @@ func (fs *filesystem) nameless(e *event, dir *node, ops Op) bool {
 	}
 	l := look{fs: fs}
 	defer l.close()
-	if l.names(dir, e.at.name, e.fid) {
+	switch {
+	case l.names(dir, e.at.name, e.fid) && (temporary || !fs.givenLater(e, dir)):
 		fs.found(dir, e.at.name, e.fid)
 		return false
-	}
-	if !temporary && fs.takenAway(e, dir) {
+	case !temporary && fs.takenAway(e, dir):
 		return false
 	}
 	named := fs.hasName(e.fid)
@@ -108,7 +108,10 @@ func (fs *filesystem) linkedIn(e *event, dir *node, ops Op) bool {
 	}
 	l := look{fs: fs}
 	defer l.close()
-	return !l.names(dir, e.at.name, e.fid) && (temporary || !fs.takenAway(e, dir)) && fs.hasName(e.fid)
+	if l.names(dir, e.at.name, e.fid) {
+		return !temporary && fs.givenLater(e, dir)
+	}
+	return (temporary || !fs.takenAway(e, dir)) && fs.hasName(e.fid)
 }
 
 // A taking is what events that are yet to be told do to a name of a file: where in the queue the last one is that takes
@@ -122,6 +125,18 @@ func (fs *filesystem) takenAway(e *event, dir *node) bool {
 	if at, ok := fs.unlinked.get(link); ok && at <= fs.queue.told {
 		return false
 	}
+	t := fs.coming(e, dir)
+	return t.at > fs.g.position() && t.given <= fs.g.position()
+}
+
+// givenLater says whether an event that is yet to be told gives the name of the event at hand, in dir, to its file. If the
+// file had lost it before, it is its own by now, and was not when the event was made.
+func (fs *filesystem) givenLater(e *event, dir *node) bool {
+	return fs.coming(e, dir).given > fs.g.position()
+}
+
+// coming reads on, and returns what is to come of the name of the event at hand, in dir, and of its file.
+func (fs *filesystem) coming(e *event, dir *node) taking {
 	fs.barrier(dir) // who takes it may have been stopped in the middle of that
 	fs.g.more()
 	q := fs.g.queue
@@ -150,8 +165,8 @@ func (fs *filesystem) takenAway(e *event, dir *node) bool {
 		}
 	}
 	fs.takenTo = pos
-	t, _ := fs.taken.get(link)
-	return t.at > fs.g.position() && t.given <= fs.g.position()
+	t, _ := fs.taken.get(linkKey(nameKey(dir, e.at.name), fileKey(e.fid)))
+	return t
 }
 
 func (fs *filesystem) noteTaking(name record, file handle, t taking) {
