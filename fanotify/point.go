@@ -346,11 +346,12 @@ type base struct {
 	device uint64 // what is to be watched of what is mounted there; 0 is all
 }
 
-// bases has one base for each mount that there are any in, by its id. What cannot be reached from that, as it has moved or is
-// under another mount, is looked for from all watch trees whose path is above it.
+// bases are where ways to mounts can begin. For each mount that has watch trees one of these is chosen. It may not reach all
+// that is mounted below, since its directory has been moved out of the mount or is hidden by another one: then all watch trees
+// are tried whose path is above the mount that is looked for.
 type bases struct {
 	g   *Group
-	in  map[int]base
+	in  map[int]base      // the chosen ones, by the mount's id
 	all map[string][]base // those of all watch trees by their paths, read when they are needed first
 }
 
@@ -372,9 +373,8 @@ func (b *bases) above(name string) (found []base) {
 			}
 		})
 	}
-	for name != "/" {
-		name = path.Dir(name)
-		found = append(found, b.all[name]...)
+	for up := path.Dir(name); up != name; name, up = up, path.Dir(up) { // it ends at the root, of whatever path
+		found = append(found, b.all[up]...)
 	}
 	return found
 }

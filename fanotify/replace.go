@@ -16,8 +16,10 @@ import (
 
 // replacements are the renames in a batch that replaced something.
 type replacements struct {
-	by  map[int32]replacement // the last rename of a thread, as long as it is not known
-	did map[int]string        // where in the batch those begin that did, if the directory is gone that they may have replaced
+	by map[int32]replacement // the last rename of a thread, as long as it is not known
+	// did has the renames that replaced something, by where in the batch they begin. For a file it has "". For a directory
+	// it has the handle of the one that was replaced, if that is gone: if not, nothing was.
+	did map[int]string
 }
 
 // A replacement is what is known of a rename whose last event is yet to come.
@@ -112,7 +114,8 @@ func (fs *filesystem) replaces(e *event, to *node) bool {
 	return did && fs.gave(gone, to, e.new.name)
 }
 
-// gave says whether the directory d has gone, and had or may have had the name in to. It is so if there is none to ask for.
+// gave says whether a rename has replaced the directory d: that is gone, and had the name in to, or may have had it. Of a
+// file, which has "" for d, that is known already.
 func (fs *filesystem) gave(d string, to *node, name []byte) bool {
 	if d == "" {
 		return true

@@ -18,8 +18,8 @@ import (
 // that is needed they are listed.
 type singleMarks struct {
 	filesystemMark
-	lasting bool             // no handle is given to another directory later: then it is known that those are gone that were told so
-	gone    recent[struct{}] // the last of these, by fileKey
+	lasting bool             // no handle of a directory that was removed is given to another one
+	gone    recent[struct{}] // if so, the last that were removed, by fileKey
 }
 
 func (*singleMarks) whole() bool { return false }

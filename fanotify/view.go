@@ -164,8 +164,8 @@ func (v *view) above(h string) (handle, string, error) {
 	return nil, "", errMoving
 }
 
-// isDeleted says whether the directory h, which is open as fd and has that path, was removed: then the kernel puts that behind
-// the path. Of a directory of overlayfs that is in a lower layer too nothing else tells: one link is counted of it as long as it is open.
+// isDeleted says whether the directory h, which is open as fd and has that path, was removed. The path of one that was ends in
+// " (deleted)". On overlayfs nothing else tells that of a directory that is in a lower layer too: its count of links stays one.
 func isDeleted(fd int, name, h string) bool {
 	if !strings.HasSuffix(name, " (deleted)") {
 		return false

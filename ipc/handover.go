@@ -102,10 +102,15 @@ collect:
 	}
 }
 
-// revise takes from h what ksmbd has queued meanwhile: an acknowledgement may have come too late for
-// a client, and watches may have ended.
+// revise asks ksmbd what it has queued meanwhile. A watch that came again has lost what happened before
+// it was acknowledged, and is not whole. Of a filesystem on which a watch has ended nothing is left, since its
+// marks are in the queue. Clients that never stop asking do not keep the daemon from its end.
 func (l *loop) revise(h *Handover) error {
+	end := time.Now().Add(leaveWithin)
 	for more := len(h.Parts) > 0; more; {
+		if time.Now().After(end) {
+			return context.DeadlineExceeded
+		}
 		items, again, err := l.kernel.Next()
 		for _, item := range items {
 			release([]any{item})

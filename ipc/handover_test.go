@@ -303,6 +303,21 @@ func TestLeaveLate(t *testing.T) {
 	}
 }
 
+// Clients that never stop asking keep no daemon from its end.
+func TestLeaveAmidRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.slow = leaveWithin / 4
+		for i := range uint64(100) {
+			w.items = append(w.items, requestItem(10+i, 1))
+		}
+		err := w.loop.revise(&Handover{Parts: []Part{{Superblock: w.filesystem}}})
+		if err == nil || len(w.items) < 90 {
+			t.Errorf("%v, %d requests are left", err, len(w.items))
+		}
+	})
+}
+
 // Watches that have ended are not left, however many there are.
 func TestLeaveEnds(t *testing.T) {
 	w := newWorld(t)

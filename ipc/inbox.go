@@ -26,7 +26,7 @@ type inbox struct {
 	mu     sync.Mutex
 	items  []any         // genl.Item, unwanted, *apart to be armed, or func() error to be called
 	ends   []any         // what nobody waits for, to be done after these: genl.Item, or func() error
-	enough int           // how much there may be until what has ended is withdrawn
+	enough int           // when there is more, what has ended is withdrawn
 	posted atomic.Uint64 // how often something was put in
 }
 
@@ -119,7 +119,7 @@ func (b *inbox) take(ends bool) (taken []any, more bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	taken, b.items, b.enough = b.items, nil, 0
-	n := min(len(b.ends), max(maxEnds, len(taken))) // or they would become more and more
+	n := min(len(b.ends), max(maxEnds, len(taken))) // at least as many as items: each of these may have an end
 	if !ends {
 		n = 0
 	}

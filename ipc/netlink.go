@@ -170,7 +170,7 @@ type ksmbd struct {
 	mu     sync.Mutex
 	socket socket
 	out    []byte // what is to be sent
-	acks   []byte // and what with that, after what is told: a client that holds PENDING may cancel what is yet to be told
+	acks   []byte // and what with that. It comes after completions: a client that holds PENDING may cancel what is yet to be told
 	seq    uint32 // of the last message
 	in     []byte
 	errs   []genl.Message // answers to what was sent last

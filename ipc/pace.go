@@ -43,7 +43,8 @@ func (w *watch) gives(e event, now time.Time) {
 	w.given = e.reach
 }
 
-// newReach has the watches counted anew that are given the last event, should it come again.
+// newReach is called before each Drain. The last event may come again then, as when a file is written on and
+// on, and is shared with those that were given it before: the watches that are given it are counted anew.
 func (l *worker) newReach() {
 	if last := &l.last.event; last.reach != nil && *last.reach > 0 {
 		last.reach = new(int)

@@ -154,8 +154,9 @@ u32 ksmbd_notify_basic_filter(const void *buffer)
  * @attrs:	what is about to be set
  *
  * fsnotify tells the setting of one time alone as reading, or as writing, which
- * have no cause. So both are set, one of them to what it is; the inode may not
- * know that, where another machine or a program serves the file.
+ * have no cause. So both are set, one of them to what it is. The filesystem is
+ * asked for that: where another machine or a program serves the file, the time
+ * in the inode may be an old one.
  */
 void ksmbd_notify_begin_times(struct ksmbd_notify_cause *cause,
 			      const struct path *path, struct iattr *attrs)

@@ -196,7 +196,7 @@ static int request_write(struct ksmbd_notify_request *req)
 	bool dead = conn_is_dead(conn);
 	int rc = 0;
 
-	if (IS_ERR(nc->rest) || (dead && !req->begun))
+	if (IS_ERR(READ_ONCE(nc->rest)) || (dead && !req->begun))
 		return -EPIPE;
 	if (!mutex_trylock(&conn->srv_mutex)) {
 		if (!req->begun) {
@@ -219,7 +219,7 @@ static int request_write(struct ksmbd_notify_request *req)
 		else if (time_after(jiffies, nc->stalled + SEND_TIMEOUT))
 			rc = -ETIMEDOUT;
 	}
-	/* What comes after a part of a response is taken for the rest of it. */
+	/* The client would take what comes next for the rest of this response. */
 	if (rc != -EAGAIN)
 		nc->rest = nc->partial ? ERR_PTR(-EPIPE) : NULL;
 	req->begun = !IS_ERR_OR_NULL(nc->rest);

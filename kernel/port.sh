@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # port.sh SERIES FROM SOURCE-OF-FROM SOURCE WORK: the patches of FROM for SERIES, whose kernel source SOURCE is, see source.sh.
 # Each file that a patch changes is merged three ways; what does not merge is shown, and left in WORK/solve/PATCH/FILE with
-# marks to be solved there: the next run takes that file as it is then. There is no SERIES until all of it fits. docs/new-series.md says what to look at.
+# marks to be solved there: the next run takes that file as it is then. There is no SERIES until all of it fits.
+# docs/new-series.md says what to look at.
 set -euo pipefail
 
 die() { echo "port: $*" >&2; exit 1; }
