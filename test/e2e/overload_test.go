@@ -77,7 +77,7 @@ func TestOverload(t *testing.T) {
 
 // overload is TestOverload with a queue as it is.
 func (s *storm) overload(lasts time.Duration) {
-	s.listen(20)
+	s.listen(20, true)
 	s.listenDeaf(20)
 	s.check()
 	var silent []*listener // that do not ask again

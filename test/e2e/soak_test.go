@@ -270,11 +270,53 @@ func (m *mutator) step(calm bool) {
 	}
 }
 
-// A listener is a client that watches, with a connection of its own.
+// A client has a connection, and listeners over it.
+type client struct {
+	o     smb2.Options
+	mu    sync.Mutex // held while it connects
+	conn  *smb2.Conn
+	trees map[string]*smb2.Tree // by the share
+}
+
+// connect connects to a share, and to the server if there is no connection any more.
+func (c *client) connect(ctx context.Context, share string) (*smb2.Tree, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil || c.conn.Err() != nil {
+		conn, err := smb2.Dial(ctx, "127.0.0.1:445", c.o)
+		if err != nil {
+			return nil, err
+		}
+		c.conn, c.trees = conn, make(map[string]*smb2.Tree)
+	}
+	if t := c.trees[share]; t != nil {
+		return t, nil
+	}
+	t, err := c.conn.TreeConnect(ctx, share)
+	if err == nil {
+		c.trees[share] = t
+	}
+	return t, err
+}
+
+// now returns the connection that it has.
+func (c *client) now() *smb2.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
+}
+
+func (c *client) close() {
+	if conn := c.now(); conn != nil {
+		conn.Close()
+	}
+}
+
+// A listener is a client's handle of a directory that it watches.
 type listener struct {
 	model
 	*ground
-	o smb2.Options
+	*client
 	p smb2.NotifyParams
 
 	asking sync.Mutex // held to keep it from asking again
@@ -286,26 +328,20 @@ type listener struct {
 	cuts int           // how often it was cut off
 	err  error         // why it has ended
 	ends bool          // its handle is being closed
-	conn *smb2.Conn
 	file *smb2.File
 	done chan struct{} // closed when it has ended
 }
 
 // attach opens the directory anew.
 func (l *listener) attach(ctx context.Context) error {
-	conn, err := smb2.Dial(ctx, "127.0.0.1:445", l.o)
-	if err != nil {
-		return err
-	}
-	tree, err := conn.TreeConnect(ctx, l.share)
+	tree, err := l.connect(ctx, l.share)
 	if err == nil {
 		l.mu.Lock()
-		l.conn = conn
 		l.file, err = tree.Create(ctx, smb2.CreateParams{Name: "w", Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory})
 		l.mu.Unlock()
 	}
 	if err != nil {
-		conn.Close()
+		l.close() // its session may have ended, and the connection not
 	}
 	return err
 }
@@ -323,8 +359,9 @@ func (l *listener) run(ctx context.Context, mayBeCut func() bool, armed func()) 
 		l.note(err.Error())
 		l.cuts++
 		l.mu.Unlock()
-		l.conn.Close()
-		if err := until(4*long, func() error { return l.attach(ctx) }); err != nil { // a blow itself waits for ksmbd to end, and to start
+		// The handle is open still if the request alone was refused. A blow itself waits for ksmbd to end, and to start.
+		l.file.Close(ctx)
+		if err := until(4*long, func() error { return l.attach(ctx) }); err != nil {
 			return fmt.Errorf("connecting again: %w", err)
 		}
 	}
@@ -411,6 +448,7 @@ type storm struct {
 	grounds   []*ground
 	mutators  []*mutator
 	listeners []*listener
+	clients   []*client
 	smbclient *watcher // of the first ground, a client that others wrote
 	itsModel  model
 	gate      sync.RWMutex // held to keep the mutators still
@@ -461,30 +499,32 @@ func (s *storm) mutate(root string, cifs bool) {
 // whole is a buffer that takes all that is told between two checks.
 const whole = 128 << 10
 
-// listen starts the clients, so many for each of the grounds.
-func (s *storm) listen(each int) {
+// listen starts so many listeners on each of the grounds: one on each for a client, or one for a client.
+func (s *storm) listen(each int, alone bool) {
 	s.Helper()
 	var armed sync.WaitGroup
-	for i := range len(s.grounds) * each {
-		g := s.grounds[i%len(s.grounds)]
-		n := i / len(s.grounds)
-		user, password, _ := strings.Cut(user1, "%")
-		l := &listener{
-			ground: g, model: model{dir: g.top, tree: n%4 != 3}, done: make(chan struct{}),
-			o: smb2.Options{Dialect: smb2.Dialect311, User: user, Password: password, Credits: 64},
-			p: smb2.NotifyParams{Filter: smb2.FilterNames, Length: []uint32{whole, 300, whole, 4096}[(n+n/4)%4], Tree: n%4 != 3},
-		}
+	user, password, _ := strings.Cut(user1, "%")
+	for n := range each {
+		o := smb2.Options{Dialect: smb2.Dialect311, User: user, Password: password, Credits: 64}
+		p := smb2.NotifyParams{Filter: smb2.FilterNames, Length: []uint32{whole, 300, whole, 4096}[(n+n/4)%4], Tree: n%4 != 3}
 		switch n % 4 {
 		case 1:
-			l.p.Filter = smb2.FilterAll
+			p.Filter = smb2.FilterAll
 		case 2:
-			l.o.Cipher = smb2.AES128GCM
+			o.Cipher = smb2.AES128GCM
 		}
-		s.ok(l.attach(s.ctx))
-		s.Cleanup(func() { l.conn.Close() })
-		s.listeners = append(s.listeners, l)
-		armed.Add(1)
-		go func() { l.err = l.run(s.ctx, s.cut.Load, sync.OnceFunc(armed.Done)) }()
+		for i, g := range s.grounds {
+			if i == 0 || alone {
+				s.clients = append(s.clients, &client{o: o})
+			}
+			c := s.clients[len(s.clients)-1]
+			s.Cleanup(c.close)
+			l := &listener{ground: g, client: c, model: model{dir: g.top, tree: p.Tree}, p: p, done: make(chan struct{})}
+			s.ok(l.attach(s.ctx))
+			s.listeners = append(s.listeners, l)
+			armed.Add(1)
+			go func() { l.err = l.run(s.ctx, s.cut.Load, sync.OnceFunc(armed.Done)) }()
+		}
 	}
 	armed.Wait()
 	s.startSmbclient()
@@ -653,8 +693,10 @@ func (s *storm) end() {
 		if l.err != nil {
 			s.fail(l, l.err)
 		}
-		s.ok(l.conn.Err())
-		l.conn.Close()
+	}
+	for _, c := range s.clients {
+		s.ok(c.conn.Err())
+		c.close()
 	}
 	s.smbclient.close()
 }
@@ -753,12 +795,14 @@ func init() { // one has others dealt with it
 			s.fast.Store(true)
 			defer s.fast.Store(false)
 			for i, l := range s.listeners {
-				switch (i / len(s.grounds)) % 4 {
-				case 1:
+				if i/len(s.grounds)%4 == 1 {
 					l.asking.Lock()
 					defer l.asking.Unlock()
-				case 2:
-					defer l.conn.Pause()()
+				}
+			}
+			for i, c := range s.clients {
+				if i%4 == 2 {
+					defer c.conn.Pause()()
 				}
 			}
 			daemon := server.notifyd.cmd.Process
@@ -827,13 +871,11 @@ func init() { // one has others dealt with it
 			return s.limited("max_user_groups", 1+s.IntN(filesystems-1), "there can be no more fanotify groups", func() error { return nil })
 		}},
 		{name: "connections", kind: cuts, deal: func(s *storm) error {
-			for _, l := range s.listeners {
+			for _, c := range s.clients {
 				if s.IntN(3) > 0 {
 					continue
 				}
-				l.mu.Lock()
-				conn := l.conn
-				l.mu.Unlock()
+				conn := c.now()
 				raw := conn.Raw()
 				// A frame that ends too early.
 				raw.WriteBytes(s.ctx, append([]byte{0, 0, 1, 0}, make([]byte, s.IntN(200))...))
@@ -927,7 +969,7 @@ func quieten(t *testing.T) {
 func TestSoak(t *testing.T) {
 	quieten(t)
 	s := newStorm(t)
-	s.listen(*soakWatches)
+	s.listen(*soakWatches, false)
 	chosen, err := regexp.Compile("^(" + *soakBlows + ")$")
 	s.ok(err)
 	dealt := make(map[string]int)
