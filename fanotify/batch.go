@@ -501,6 +501,8 @@ func (fs *filesystem) tellRename(e *event, from, to, moved *node) {
 func (fs *filesystem) sight(moved, to *node, name string) {
 	before, now := len(fs.g.from.hits) > 0, len(fs.g.to.hits) > 0
 	switch {
+	case now && before && len(fs.views) > 1 && !fs.g.to.within(&fs.g.from):
+		fs.how.appeared(moved, to, name, shownAnew)
 	case now && before:
 		fs.how.appeared(moved, to, name, renamed)
 	case now:

@@ -226,6 +226,11 @@ func (s *scope) at(h *hit) *hit {
 	return nil
 }
 
+// within says whether all hits of s are the other side of one of o.
+func (s *scope) within(o *scope) bool {
+	return !slices.ContainsFunc(s.hits, func(h hit) bool { return o.at(&h) == nil })
+}
+
 // reaches says whether w, a watch of h's directory, sees the name.
 func (h *hit) reaches(w *Watch) bool {
 	return (w.tree || h.direct) && (h.mount == 0 || h.mount == w.mountID) && !slices.Contains(h.hidden, w.mountID)

@@ -51,9 +51,10 @@ type strategy interface {
 type arrival int
 
 const (
-	made    arrival = iota // there
-	renamed                // from where watches saw it
-	movedIn                // from where none did, with all that is in it
+	made      arrival = iota // there
+	renamed                  // from where watches saw it
+	shownAnew                // the same, and another mount shows it now, perhaps with what was covered in it before
+	movedIn                  // from where none did, with all that is in it
 )
 
 // chosen is how a filesystem is watched, and what it is known by.

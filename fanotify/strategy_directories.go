@@ -40,7 +40,7 @@ type place struct {
 // An unentered directory could not be marked, as it was not where events said.
 type unentered struct {
 	node *node
-	tell bool
+	walk walk
 }
 
 // maxMarks bounds the directories that are marked, at about 2 KiB of the
@@ -235,7 +235,7 @@ func (s *directoryMarks) mark(n *node, fd int, k walk) (bool, error) {
 	}
 	switch err := fanotifyMark(fs.queue.fd, unix.FAN_MARK_ADD, fs.mark.mask(), fd, ""); {
 	case isRemoved(err):
-		s.unentered = append(s.unentered, unentered{n, k.tell})
+		s.unentered = append(s.unentered, unentered{n, k})
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("marking directory: %w", err)
@@ -369,20 +369,20 @@ func (n *node) loseMounts(name string) {
 // locate finds nothing: what a walk did not find is out of sight.
 func (*directoryMarks) locate(*node) error { return nil }
 
-// appeared marks the tree of n. What is in there is told, unless n was moved in: then a
-// client lists it, as after any such rename.
+// appeared marks the tree of n. What is in there is told, unless a client lists it, as it does what
+// is moved into its sight.
 func (s *directoryMarks) appeared(n, dir *node, name string, how arrival) {
 	known := n.marked && !n.pending
 	if known && (how == renamed || how == made && n.parent == dir && n.name == name) {
 		return
 	}
-	tell := how != movedIn
-	if err := s.tryEnter(n, dir, name, tell); err != nil {
-		s.unentered = append(s.unentered, unentered{n, tell})
+	k := walk{seen: how == shownAnew, tell: how != movedIn && !(known && how == shownAnew)}
+	if err := s.tryEnter(n, dir, name, k); err != nil {
+		s.unentered = append(s.unentered, unentered{n, k})
 	}
 }
 
-func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
+func (s *directoryMarks) tryEnter(n, dir *node, name string, k walk) error {
 	above, err := s.open(dir, 0)
 	if err != nil {
 		return err
@@ -408,7 +408,7 @@ func (s *directoryMarks) tryEnter(n, dir *node, name string, tell bool) error {
 		s.fs.move(n, dir, name)
 	}
 	s.covered = false
-	err = s.bar(dir, name, s.walk(n, fd, walk{tell: tell}))
+	err = s.bar(dir, name, s.walk(n, fd, k))
 	if s.covered && len(s.fs.views) > 1 {
 		s.fs.misnamed() // what is covered in this mount may be seen in another: all are walked
 	}
@@ -482,7 +482,7 @@ func (s *directoryMarks) settle() {
 		if n.parent == nil {
 			continue // it has gone again
 		}
-		err := s.tryEnter(n, n.parent, n.name, u.tell)
+		err := s.tryEnter(n, n.parent, n.name, u.walk)
 		if err == nil {
 			continue
 		}
