@@ -279,3 +279,46 @@ func TestMountWakes(t *testing.T) {
 	}
 	wantTold(t, told)
 }
+
+// A mount that is hidden while a name in it is looked for is not out of sight afterwards.
+func TestHiddenForAMoment(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	mountTmpfs(t, dir+"/m/d")
+	if err := os.Mkdir(dir+"/m/d/e", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := openTest(t)
+	defer g.Close()
+	_, told := watchTest(t, g, dir, true, Create)
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = g.Watch(f, false, Create, func(c Change) {
+		switch string(c.Name) {
+		case "before":
+			mountTmpfs(t, dir+"/m/d")
+		case "after":
+			if err := unix.Unmount(dir+"/m/d", 0); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	touch(t, dir+"/before")
+	touch(t, dir+"/m/d/e/1")
+	touch(t, dir+"/after")
+	drain(t, g)
+	if !slices.Contains(*told, "overflow") {
+		t.Errorf("told %q", *told)
+	}
+	for g.retry.Load() != nil {
+		drain(t, g)
+	}
+	*told = nil
+	touch(t, dir+"/m/d/e/2")
+	drain(t, g)
+	wantTold(t, told, "create m/d/e/2")
+}

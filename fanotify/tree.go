@@ -241,8 +241,8 @@ func (fs *filesystem) find(n *node) (parent *node, name string, err error) {
 				return w, name, nil
 			}
 			fs.hidden = true
-		case err == errOutside || err == errUnmounted:
-		case err == errMoving:
+		case err == errOutside:
+		case err == errMoving || err == errUnmounted: // or was for a moment
 			moving = err
 		case err != nil:
 			return nil, "", err
