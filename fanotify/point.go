@@ -108,12 +108,17 @@ func (p *point) wayTo(n *node) (fd int, way string, err error) {
 	return fd, path.Join(above, strings.Join(names, "/")), err
 }
 
-// stands says whether the mount is still where it was, and nothing over it.
+// stands says whether the mount is still where it was, and nothing over it. If that cannot be
+// said while a rename above it waits unread, it is asked once more when all has been told.
 func (p *point) stands() bool {
 	if p.left {
 		return p.upper.g.mounts.has(p.mount)
 	}
 	dir, way, err := p.way()
+	if p.moving = errors.Is(err, errMoving) && !p.moving; p.moving {
+		p.upper.g.movedIn = true
+		return true
+	}
 	if err != nil {
 		return false
 	}
