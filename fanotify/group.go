@@ -473,6 +473,9 @@ func after() int64 { return clock.to + int64(time.Since(clock.began)) }
 
 // Close closes the group, its watches and their directories.
 func (g *Group) Close() error {
+	for id := range g.points {
+		g.remove(id)
+	}
 	for _, fs := range g.filesystems {
 		for len(fs.watches) > 0 {
 			fs.watches[len(fs.watches)-1].Close()

@@ -603,9 +603,12 @@ func (p *point) find() (*scope, bool) {
 	return s, err == nil || err == errGone
 }
 
-// seen says whether a watch tree sees the mount, or may.
+// seen says whether a watch tree sees the mount, or may: then that is asked again.
 func (p *point) seen() bool {
 	s, sure := p.find()
+	if !sure {
+		p.upper.g.retryMounts = time.Now().Add(p.upper.g.retryAfter)
+	}
 	return !sure || s.seen()
 }
 

@@ -236,6 +236,39 @@ func TestLostInMount(t *testing.T) {
 	}
 }
 
+// Who sees a mount cannot be found out while nothing can be opened: it is not held for good when a watch, or the group, ends then.
+func TestCloseWithoutFiles(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	in := dir + "/a/b/m" // is of the same filesystem
+	if err := errJoin(os.MkdirAll(in, 0o755), os.Mkdir(dir+"/o", 0o755), unix.Mount(dir+"/o", in, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(in, unix.MNT_DETACH) })
+	g := openTest(t)
+	g.retryAfter = time.Millisecond
+	empty := openFiles(t)
+	for _, closes := range []func(*Watch) error{(*Watch).Close, func(*Watch) error { return g.Close() }} {
+		w, _ := watchTest(t, g, dir, true, Create)
+		for _, fs := range g.filesystems {
+			fs.how.forget()
+		}
+		withFiles(t, 0, func() {
+			if err := closes(w); err != nil {
+				t.Error(err)
+			}
+		})
+		if len(g.points) > 0 && g.retry.Load() == nil {
+			t.Error("it is not looked for again")
+		}
+		if len(g.queues) > 0 {
+			recovers(t, g)
+		}
+		if left := openFiles(t); left > empty || len(g.points) > 0 {
+			t.Errorf("%d files open before, %d after, %d mounts", empty, left, len(g.points))
+		}
+	}
+}
+
 // The way to a mount in its own filesystem may have to be looked for in that.
 func TestMountInItself(t *testing.T) {
 	dir := mountTest(t, "tmpfs")

@@ -325,7 +325,11 @@ func (w *Watch) Close() error {
 	defer w.fs.g.leave()
 	w.fs.g.narrow()
 	err := w.disarm()
-	if err = cmp.Or(err, w.stop()); err != nil {
+	err = cmp.Or(err, w.stop())
+	if !w.fs.g.retryMounts.IsZero() { // whether others see some mount could not be found out
+		w.fs.g.schedule()
+	}
+	if err != nil {
 		return fmt.Errorf("ending watch: %w", err)
 	}
 	return nil
