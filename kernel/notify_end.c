@@ -68,7 +68,9 @@ bool notify_overtaken(struct ksmbd_work *work, __le64 mid)
 			return true;
 	if (!work->notify_cancels ||
 	    nc->session != cpu_to_le64(work->sess->id))
-		return work->state == KSMBD_WORK_CANCELLED;
+		/* Of a compound that is what became of its first request. */
+		return !work->next_smb2_rcv_hdr_off &&
+		       work->state == KSMBD_WORK_CANCELLED;
 	/* One CANCEL of the oldest ends one request. */
 	list_for_each_entry(iter, &work->conn->requests, request_entry)
 		if (iter->notify_cancels)

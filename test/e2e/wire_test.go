@@ -580,6 +580,33 @@ func TestWireCancelOne(t *testing.T) {
 	}
 }
 
+// To cancel the first request of a compound leaves the NOTIFY that is its last.
+func TestWireCancelFirst(t *testing.T) {
+	w := newWire(t, wireLimit)
+	w.touch("file")
+	w.ok(os.Chmod(filepath.Join(w.dir, "file"), 0o666))
+	c, tree := w.connect(smb2.Options{})
+	_, holder := w.connect2()
+	create := smb2.CreateParams{Name: w.path("file"), Access: smb2.AccessListDirectory, Disposition: smb2.DispositionOpen}
+	held := create
+	held.Oplock = smb2.OplockBatch
+	oplock := w.create(holder, held)
+
+	calls, err := c.Send(w.ctx, tree.CreateRequest(create), w.open(tree, "").NotifyRequest(wireNames()))
+	w.ok(err)
+	select {
+	case <-oplock.Conn().Breaks(): // so CREATE waits
+	case <-w.ctx.Done():
+		t.Fatal(w.ctx.Err())
+	}
+	w.ok(calls[0].Cancel(w.ctx))
+	w.quiet(c)
+	w.ok(oplock.Close(w.ctx))
+	w.pending(calls[1])
+	w.touch("new")
+	w.told(calls[1], "ADDED new")
+}
+
 // A successful login over a session that is there changes nothing for what pends on it.
 func TestWireLoginAgain(t *testing.T) {
 	w := newWire(t, wireLimit)
