@@ -310,7 +310,7 @@ static __le32 notify_request(struct ksmbd_work *work,
 	     DIV_ROUND_UP(length, SMB2_MAX_BUFFER_SIZE) >
 	     max_t(u16, le16_to_cpu(r->hdr.CreditCharge), 1)))
 		status = STATUS_INVALID_PARAMETER;
-	else if (!S_ISDIR(file_inode(fp->filp)->i_mode))
+	else if (!S_ISDIR(file_inode(fp->filp)->i_mode) || ksmbd_stream_fd(fp))
 		status = STATUS_INVALID_PARAMETER;
 	else if (!(fp->daccess & FILE_LIST_DIRECTORY_LE))
 		status = STATUS_ACCESS_DENIED;

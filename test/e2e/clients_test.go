@@ -411,3 +411,36 @@ func TestStream(t *testing.T) {
 		})
 	}
 }
+
+// A stream of a directory is a file: it is no directory to watch, and it is removed as a file is, whoever has the directory open.
+func TestStreamOfDirectory(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	w.mkdir("dir")
+	_, tree := w.connect(smb2.Options{})
+	_, other := w.connect2()
+	w.create(other, smb2.CreateParams{
+		Name: w.path("dir"), Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory, KeepsName: true,
+	})
+	p := smb2.CreateParams{Name: w.path("dir:stream"), Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpenIf}
+	stream := w.create(tree, p)
+	w.refused(stream, wireNames(), smb2.StatusInvalidParameter)
+	w.ok(stream.Close(w.ctx))
+	p.Access, p.Disposition, p.Options = smb2.AccessDelete, smb2.DispositionOpen, smb2.OptionFile|smb2.OptionDeleteOnClose
+	w.ok(w.create(tree, p).Close(w.ctx))
+	if _, err := tree.Create(w.ctx, p); !errors.Is(err, smb2.StatusObjectNameNotFound) {
+		t.Errorf("removed, and opened again: %v", err)
+	}
+}
+
+// Who may delete a directory and shares everything refuses nobody to list it, as smbclient does, which does not share deletion.
+func TestListedDirectory(t *testing.T) {
+	begin(t)
+	w := newWire(t, wireLimit)
+	_, tree := w.connect(smb2.Options{})
+	_, other := w.connect2()
+	p := smb2.CreateParams{Name: w.name, Access: smb2.AccessMaximum, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory}
+	w.create(tree, p)
+	p.Access, p.KeepsName = wireRead, true
+	w.create(other, p)
+}
