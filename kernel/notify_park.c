@@ -35,12 +35,10 @@ void notify_cancel_fn(void **argv)
  */
 int ksmbd_notify_async_id(struct ksmbd_conn *conn)
 {
-	int last = READ_ONCE(conn->notify.async_id), id = -ENOSPC;
+	unsigned int next = READ_ONCE(conn->notify.async_id) + 1U;
+	int id = ida_alloc_min(&conn->async_ida, next, KSMBD_DEFAULT_GFP);
 
-	if (last < INT_MAX)
-		id = ida_alloc_min(&conn->async_ida, last + 1,
-				   KSMBD_DEFAULT_GFP);
-	if (id == -ENOSPC)
+	if (id == -ENOSPC) /* or @next is beyond INT_MAX */
 		id = ida_alloc_min(&conn->async_ida, 1, KSMBD_DEFAULT_GFP);
 	if (id > 0)
 		WRITE_ONCE(conn->notify.async_id, id);
@@ -268,25 +266,21 @@ static __le32 notify_request(struct ksmbd_work *work,
 {
 	u64 id = r->VolatileFileId, pid = r->PersistentFileId;
 	u32 length = le32_to_cpu(r->OutputBufferLength);
+	bool first = !work->next_smb2_rcv_hdr_off;
 	struct ksmbd_conn *conn = work->conn;
+	const struct smb2_hdr *last = ksmbd_resp_buf_curr(work);
 	struct ksmbd_file *fp;
 	__le32 status;
 
-	if (work->next_smb2_rcv_hdr_off && !has_file_id(id)) {
-		struct smb2_hdr *last = ksmbd_resp_buf_curr(work);
-
-		id = work->compound_fid;
-		pid = work->compound_pfid;
+	if (r->hdr.Flags & SMB2_FLAGS_RELATED_OPERATIONS) {
+		/* MS-SMB2 3.3.5.2.7.2: there is nothing before it. */
+		if (first)
+			return STATUS_INVALID_PARAMETER;
 		/* Severity error: there is no handle because of it. */
-		if (!has_file_id(id) &&
-		    r->hdr.Flags & SMB2_FLAGS_RELATED_OPERATIONS &&
+		if (!has_file_id(id) && !has_file_id(work->compound_fid) &&
 		    le32_to_cpu(last->Status) >> 30 == 3)
 			return last->Status;
 	}
-	/* MS-SMB2 3.3.5.2.7.2: there is nothing before it to be related to. */
-	if (!work->next_smb2_rcv_hdr_off &&
-	    r->hdr.Flags & SMB2_FLAGS_RELATED_OPERATIONS)
-		return STATUS_INVALID_PARAMETER;
 	if (r->hdr.NextCommand)
 		return STATUS_INTERNAL_ERROR;
 
@@ -295,7 +289,7 @@ static __le32 notify_request(struct ksmbd_work *work,
 	 * for Time Machine volumes: it expects to be told that the watch has
 	 * ended, not that it failed.
 	 */
-	if (!work->next_smb2_rcv_hdr_off && !~id && !~pid)
+	if (first && !~id && !~pid)
 		return request_park(work, NULL, r);
 
 	fp = ksmbd_lookup_fd_slow(work, id, pid);
