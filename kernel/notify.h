@@ -115,7 +115,7 @@ void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr);
 void ksmbd_notify_disconnect(struct ksmbd_file *fp);
 void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);
-void ksmbd_notify_session_expired(struct ksmbd_session *sess);
+void ksmbd_notify_session_failed(struct ksmbd_session *sess);
 void ksmbd_notify_releasing(struct ksmbd_conn *conn);
 void ksmbd_notify_flush(struct ksmbd_conn *conn);
 int ksmbd_notify_write_rest(struct ksmbd_conn *conn, int flags);

@@ -93,8 +93,7 @@ static void watch_end_requests(struct notify_watch *watch, __le32 status)
  * @fp:		the file, already unreachable through its volatile id
  *
  * Its watch goes on: what happens until the client has the handle back, the
- * next request is told. The same goes for the handles of a session that has
- * expired.
+ * next request is told.
  */
 void ksmbd_notify_disconnect(struct ksmbd_file *fp)
 {
@@ -158,10 +157,13 @@ void ksmbd_notify_releasing(struct ksmbd_conn *conn)
 }
 
 /**
- * ksmbd_notify_session_expired() - a session that was valid is so no more
+ * ksmbd_notify_session_failed() - a session has failed to log in again
  * @sess:	the session, whose handles nobody can use any more
+ *
+ * One whose Kerberos ticket has expired may still log in again. Until then it
+ * may ask for nothing new, but what it has asked for goes on.
  */
-void ksmbd_notify_session_expired(struct ksmbd_session *sess)
+void ksmbd_notify_session_failed(struct ksmbd_session *sess)
 {
 	struct ksmbd_file_table *ft = &sess->file_table;
 	struct ksmbd_file *fp;

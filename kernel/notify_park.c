@@ -143,9 +143,9 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 		status = STATUS_FILE_CLOSED;
 		goto out;
 	}
-	/* If it expires later, ksmbd_notify_session_expired() finds the request. */
+	/* If it fails later, ksmbd_notify_session_failed() finds the request. */
 	if (work->sess->state != SMB2_SESSION_VALID) {
-		status = STATUS_USER_SESSION_DELETED;
+		status = STATUS_NETWORK_SESSION_EXPIRED;
 		goto out;
 	}
 	if (conn->notify.pending == NOTIFY_MAX_PENDING) {
