@@ -40,6 +40,7 @@ struct ksmbd_work;
  * @send:	requests of which something is to be sent, in order
  * @work:	sends them, if nobody else does
  * @sending:	somebody does
+ * @claimed:	ksmbd_notify_cancelled() is to
  * @asks:	requests whose filesystem is, or is to be, asked before
  * @spent:	requests that are answered
  * @free:	frees them
@@ -64,6 +65,7 @@ struct ksmbd_notify_conn {
 	struct list_head	send;
 	struct delayed_work	work;
 	bool			sending;
+	bool			claimed;
 	struct list_head	asks;
 	struct list_head	spent;
 	struct work_struct	free;
@@ -112,6 +114,7 @@ void ksmbd_notify_conn_init(struct ksmbd_notify_conn *nc);
 int ksmbd_notify_async_id(struct ksmbd_conn *conn);
 void ksmbd_notify_release(struct ksmbd_work *work);
 void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr);
+void ksmbd_notify_cancelled(struct ksmbd_conn *conn);
 void ksmbd_notify_disconnect(struct ksmbd_file *fp);
 void ksmbd_notify_close(struct ksmbd_file *fp, struct ksmbd_work *work);
 void ksmbd_notify_delete_pending(struct ksmbd_inode *ci);

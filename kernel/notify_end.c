@@ -49,6 +49,25 @@ void ksmbd_notify_cancel(struct ksmbd_work *work, const struct smb2_hdr *hdr)
 }
 
 /**
+ * ksmbd_notify_cancelled() - CANCEL has been handled
+ * @conn:	connection it came by, conn->request_lock not held
+ *
+ * What it ends is answered here and not by the work item: so the answer goes
+ * before that to what the client sends next, as smbtorture expects it.
+ */
+void ksmbd_notify_cancelled(struct ksmbd_conn *conn)
+{
+	bool claimed;
+
+	spin_lock(&notify_lock);
+	claimed = conn->notify.claimed;
+	conn->notify.claimed = false;
+	spin_unlock(&notify_lock);
+	if (claimed)
+		notify_conn_send(conn);
+}
+
+/**
  * notify_overtaken() - whether CANCEL has come before a request is parked
  * @work:	smb work with the request, conn->request_lock held
  * @mid:	the request's MessageId

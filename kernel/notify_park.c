@@ -17,10 +17,13 @@
 void notify_cancel_fn(void **argv)
 {
 	struct ksmbd_notify_request *req = argv[0];
+	struct ksmbd_conn *conn = req->work->conn;
+	bool dead = conn_is_dead(conn);
 
 	spin_lock(&notify_lock);
-	notify_request_end(req, conn_is_dead(req->work->conn) ?
-			 STATUS_NOTIFY_CLEANUP : STATUS_CANCELLED);
+	if (!dead && notify_conn_claim(conn))
+		conn->notify.claimed = true;
+	notify_request_end(req, dead ? STATUS_NOTIFY_CLEANUP : STATUS_CANCELLED);
 	spin_unlock(&notify_lock);
 }
 
