@@ -63,6 +63,40 @@ func TestServeEndsWithErrorsForMore(t *testing.T) {
 	}
 }
 
+// Clients that never stop asking, so that ksmbd always has more items, keep nobody from being answered, nor a
+// worker that has failed from ending the conversation.
+func TestServeWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := newLoop(slog.New(slog.DiscardHandler), restless{w}, w.opens)
+		asks := make(chan func())
+		l.asks = asks
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- l.run(ctx, nil) }()
+		answered := make(chan struct{})
+		select {
+		case asks <- func() { close(answered) }:
+			<-answered
+		case <-ctx.Done():
+			t.Error("nobody answers")
+		}
+		l.failed <- errOther
+		if err := <-ended; !errors.Is(err, errOther) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// restless is a Kernel that always has more items.
+type restless struct{ *world }
+
+func (restless) Next() ([]genl.Item, bool, error) {
+	time.Sleep(time.Millisecond)
+	return []genl.Item{cancelItem(1)}, true, nil
+}
+
 // A watch may be told of something before it is there, as when all marks of its filesystem are made anew.
 func TestToldWhileWatched(t *testing.T) {
 	w := newWorld(t)

@@ -291,6 +291,13 @@ func (l *loop) serve(ctx, working context.Context) error {
 			l.settle()
 			return nil
 		}
+		select { // clients that never stop asking keep nobody else from being answered
+		case fn := <-l.asks:
+			fn()
+		case err := <-l.failed:
+			return err
+		default:
+		}
 	}
 	return nil
 }
