@@ -168,14 +168,14 @@ func (g fakeGroup) Close() error { return nil }
 
 func (g fakeGroup) Watch(dir *os.File, tree bool, ops fanotify.Op, fn func(fanotify.Change)) (Mark, error) {
 	dir.Close()
+	if g.meanwhile != nil {
+		g.meanwhile(fn)
+	}
 	if g.refuse != nil {
 		return nil, g.refuse
 	}
 	f := &fakeWatch{w: g.world, path: dir.Name(), tree: tree, ops: ops, fn: fn}
 	g.world.watch = append(g.world.watch, f)
-	if g.meanwhile != nil {
-		g.meanwhile(fn)
-	}
 	return f, nil
 }
 

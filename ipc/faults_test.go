@@ -105,6 +105,37 @@ func TestToldWhileWatched(t *testing.T) {
 	w.told("11: ENUM_DIR")
 }
 
+// A watch that is refused after it was told of something keeps nothing of that.
+func TestToldAndRefused(t *testing.T) {
+	w := newWorld(t)
+	w.meanwhile = func(fn func(fanotify.Change)) { fn(fanotify.Change{Op: create, Name: []byte("a")}) }
+	w.refuse = unix.ENOSPC
+	w.served(w.watchItem(1))
+	w.told("ack 1: ENOSPC")
+	if n := w.budget.total(); n != 0 {
+		t.Errorf("%d bytes are charged", n)
+	}
+}
+
+// Records that ksmbd did not take, and that no longer fit, are lost as any others are: that is counted.
+func TestUnpushTooMany(t *testing.T) {
+	w := newWorld(t)
+	small := w.watchItem(2)
+	small.BufferLength = 20
+	w.served(w.watchItem(1), small, requestItem(11, 1), requestItem(22, 2))
+	w.happens(0, create, "first") // those that follow go together
+	w.happens(1, create, "a")
+	w.happens(1, create, "b")
+	w.answers = []error{nil, ErrNoRequest}
+	w.drained()
+	w.told("11: +first", "22: +a")
+	if n := w.stats.total.Overflows; n != 1 {
+		t.Errorf("%d overflows", n)
+	}
+	w.served(requestItem(23, 2))
+	w.told("23: ENUM_DIR")
+}
+
 // Where there can be no group, and none to share, clients are refused, and a later one finds one.
 func TestNoGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -120,7 +151,6 @@ func TestNoGroup(t *testing.T) {
 			return w.fake(), nil
 		}
 		ctx, end := context.WithCancel(t.Context())
-		defer w.loop.running.Wait()
 		defer end()
 		w.control.policy = Policy{Shares: map[string]bool{"quiet": false}}
 		w.loop.dispatch(ctx, []genl.Item{w.itemOf(1, "anne", "docs"), requestItem(11, 1), w.itemOf(2, "anne", "quiet")})

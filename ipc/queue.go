@@ -3,6 +3,8 @@
 package ipc
 
 import (
+	"math/bits"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,6 +56,9 @@ func (a *account) leave() {
 
 // take charges bytes, or returns false if they are too many.
 func (a *account) take(n int) bool {
+	if n == 0 { // also where there is too much already
+		return true
+	}
 	most := 0
 	if a.most != nil {
 		most = a.most()
@@ -136,10 +141,10 @@ func (q *queue) room(e event, limit int) bool {
 // charge charges what was not charged yet, or returns false if that is too much.
 func (q *queue) charge() bool {
 	more := q.size - q.charged
-	if more > 0 && !q.budget.take(more) {
+	if !q.budget.take(more) {
 		return false
 	}
-	q.charged += max(more, 0)
+	q.charged += more
 	return true
 }
 
@@ -179,29 +184,42 @@ func (q *queue) push(e event, charge bool) (why string) {
 
 // shift takes the first record from the queue, with the one that goes with it.
 func (q *queue) shift() []genl.Record {
-	n, since := 1, q.since
+	n := 1
 	if len(q.records) > 1 && q.records[1].Action == genl.ActionRenamedNewName {
 		n = 2
 	}
 	first, rest := q.records[:n:n], q.records[n:]
-	q.clear()
-	if len(rest) > 0 {
-		q.push(newEvent(rest), true)
-		q.since = since
+	if len(rest) == 0 {
+		q.clear()
+		return first
+	}
+	if bits.Len(uint(len(rest))) < bits.Len(uint(len(q.records))) { // it has halved, and so is its memory to be
+		rest = slices.Clone(rest)
+	}
+	q.records = rest
+	for _, r := range first {
+		q.size -= align4(recordSize(r.Name))
+	}
+	if more := q.charged - q.size; more > 0 {
+		q.budget.give(more)
+		q.charged = q.size
 	}
 	return first
 }
 
-// unpush puts back records that were told of, and nobody has heard of.
-func (q *queue) unpush(records []genl.Record, since time.Time) {
+// unpush puts back records that were told of, and nobody has heard of. If that makes the
+// queue overflow, why is told.
+func (q *queue) unpush(records []genl.Record, since time.Time) (why string) {
 	if q.lost || len(records) == 0 {
-		return
+		return ""
 	}
 	after := q.records
 	q.clear()
-	q.push(newEvent(records), true)
-	q.push(newEvent(after), true)
+	if why = q.push(newEvent(records), true); why == "" {
+		why = q.push(newEvent(after), true)
+	}
 	q.since = since
+	return why
 }
 
 // overflow gives up all records; the client is to list the directory anew.

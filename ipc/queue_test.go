@@ -3,7 +3,9 @@
 package ipc
 
 import (
+	"strings"
 	"testing"
+	"time"
 	"unicode/utf16"
 
 	"ksmbd-notifyd/genl"
@@ -112,6 +114,51 @@ func TestBudgetIsTold(t *testing.T) {
 	}
 }
 
+// Who has more than others leave them by now is not told that it is too much as long as it takes nothing more.
+func TestBudgetOfNothing(t *testing.T) {
+	b := budget{limit: 40}
+	q, other := queue{limit: 1000, budget: b.of(genl.Item{Client: 1})}, queue{limit: 1000, budget: b.of(genl.Item{Client: 2})}
+	q.push(newEvent(added("abc")), true)
+	other.push(newEvent(added("abc")), true)
+	if why := q.push(newEvent(added("abc")), true); why != "" || !q.charge() {
+		t.Errorf("the same record again: %s", why)
+	}
+	if why := q.push(newEvent(added("d")), true); why != tooMany || b.total() != other.size {
+		t.Errorf("another record: %q, %d bytes in all", why, b.total())
+	}
+}
+
+// What is taken from the front of a queue leaves one like any other, also if its client may have no more by now.
+// It costs the same whatever is left.
+func TestShiftMany(t *testing.T) {
+	const n = 100_000
+	b := budget{limit: n * 100}
+	q, other := queue{limit: n * 100, budget: b.of(genl.Item{Client: 1})}, b.of(genl.Item{Client: 2})
+	for i := range n {
+		q.push(newEvent([]genl.Record{{Action: genl.ActionAdded, Name: strings.Repeat("n", 1+i%5)}}), i%2 == 0)
+	}
+	q.push(newEvent([]genl.Record{{Action: genl.ActionRenamedOldName, Name: "b"}, {Action: genl.ActionRenamedNewName, Name: "c"}}), true)
+	other.take(b.limit - b.total() - 1)
+	shifted := 0
+	began := time.Now()
+	for left := n + 2; left > 0; left = len(q.records) {
+		shifted += len(q.shift())
+		if shifted%1000 > 0 && left > 10 {
+			continue
+		}
+		whole := newEvent(q.records)
+		if size := whole.first + whole.others; q.size != size || q.charged > size || b.total() != q.charged+other.used {
+			t.Fatalf("%d left: %d bytes, %d charged, %d in all; want %d bytes", len(q.records), q.size, q.charged, b.total()-other.used, size)
+		}
+		if c := cap(q.records); c > 4*len(q.records)+16 {
+			t.Fatalf("room for %d records, where %d are", c, len(q.records))
+		}
+	}
+	if took := time.Since(began); shifted != n+2 || q.waiting() || took > 10*time.Second {
+		t.Errorf("%d records in %v, then %+v", shifted, took, q)
+	}
+}
+
 // What ksmbd did not take comes before what has come since.
 func TestUnpush(t *testing.T) {
 	b := budget{limit: 1000}
@@ -121,7 +168,9 @@ func TestUnpush(t *testing.T) {
 	if got := recordString(q.records); got != "+a +b +c" || b.total() != 46 {
 		t.Errorf("%s, %d bytes", got, b.total())
 	}
-	q.unpush(added("z"), q.since)
+	if why := q.unpush(added("z"), q.since); why != tooLong {
+		t.Errorf("more than fits: %q", why)
+	}
 	if !q.lost || b.total() != 0 {
 		t.Errorf("more than fits: %+v", q)
 	}

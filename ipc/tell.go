@@ -242,7 +242,9 @@ func (l *worker) send() time.Time {
 		case errors.Is(c.Err, ErrNoRequest):
 			w.log.Debug("request has ended already", "request", c.Request)
 			l.forgetRequest(c.Request)
-			w.queue.unpush(c.Records, out[i].since)
+			if why := w.queue.unpush(c.Records, out[i].since); why != "" {
+				l.overflowed(w, why)
+			}
 		case c.Status == 0:
 			// ksmbd can take a status if anything. Should it have taken the
 			// records, it has no such request any more.

@@ -121,6 +121,7 @@ func (l *worker) arm(item genl.Item, dir *os.File, about WatchStatus, log *slog.
 		w.queue.overflow()
 	}
 	if err != nil {
+		w.queue.clear() // of what it was told before that failed
 		w.queue.budget.leave()
 	}
 	return w, err
