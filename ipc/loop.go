@@ -156,9 +156,8 @@ type loop struct {
 	workers map[Superblock]*worker
 	routes  map[uint64]*route // by watch
 	users   map[string]int    // watches by their user
-	running sync.WaitGroup
-	working context.Context // of the workers
-	failed  chan error      // why a worker has ended
+	working context.Context   // of the workers
+	failed  chan error        // why a worker has ended
 
 	heirs   map[Superblock]*Part // what the last daemon left, and nobody has taken
 	settled bool                 // nothing is to be taken any more
@@ -407,9 +406,7 @@ func (l *loop) workerOf(working context.Context, fs Superblock) *worker {
 	part := l.heirs[fs]
 	delete(l.heirs, fs)
 	l.working = working
-	l.running.Add(1)
 	go func() {
-		defer l.running.Done()
 		if err := w.run(working, l.open, part); err != nil {
 			select {
 			case l.failed <- err:

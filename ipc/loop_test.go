@@ -744,7 +744,6 @@ func TestRetire(t *testing.T) {
 		w := newWorld(t)
 		delete(w.loop.workers, w.filesystem) // that one does not run
 		ctx, end := context.WithCancel(t.Context())
-		defer w.loop.running.Wait()
 		defer end()
 		workers := func(want int) {
 			t.Helper()
@@ -781,7 +780,6 @@ func TestMerge(t *testing.T) {
 			return w.fake(), nil
 		}
 		ctx, end := context.WithCancel(t.Context())
-		defer w.loop.running.Wait()
 		defer end()
 		w.loop.dispatch(ctx, []genl.Item{w.watchItem(1), requestItem(11, 1)})
 		synctest.Wait()

@@ -45,7 +45,6 @@ func TestWatchApart(t *testing.T) {
 				w, other := newWorld(t), newWorld(t)
 				w.loop.open = func(Superblock) (Group, error) { return c.open(other) }
 				ctx, end := context.WithCancel(t.Context())
-				defer w.loop.running.Wait()
 				defer end()
 				if w.loop.working = ctx; c.ended {
 					end()
@@ -99,7 +98,6 @@ func TestWatchApartClosed(t *testing.T) {
 			return other.fake(), nil
 		}
 		ctx, end := context.WithCancel(t.Context())
-		defer w.loop.running.Wait()
 		defer end()
 		w.loop.working = ctx
 		a := w.worker.watchApart(openDir(t, "/"), mounts.Mount{Kind: "fuse.test", Device: 7})
