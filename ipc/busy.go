@@ -68,7 +68,7 @@ func (l *worker) speak() {
 		return
 	}
 	l.stuck.Store(true)
-	l.stats.note(Incident{Kind: Stuck, Reason: fmt.Sprintf("the %s on device %s does not answer: %s", l.filesystem.Type, l.filesystem.Device, doing.What)})
+	l.stats.note(Incident{Kind: Stuck, Reason: fmt.Sprintf("%v does not answer: %s", l.filesystem, doing.What)})
 	l.log.Warn("a filesystem does not answer, what changes in it is told when it does", "filesystem", l.filesystem.Type,
 		"device", l.filesystem.Device, "since", doing.Since, "in", doing.What)
 }

@@ -69,6 +69,10 @@ func TestPolicyAdmits(t *testing.T) {
 	if len(w.watch) != 3 {
 		t.Errorf("%d were watched", len(w.watch))
 	}
+	// That nothing is told in a share is as the administrator wants it.
+	if s := w.stats; s.total.Refused != 1 || len(s.incidents) != 1 || s.incidents[0].User != "anne" || s.incidents[0].Share != "docs" {
+		t.Errorf("%d were refused: %+v", s.total.Refused, s.incidents)
+	}
 	w.served(unwatchItem(2), w.itemOf(6, "anne", "docs"))
 	w.told()
 	w.served(w.itemOf(7, "anne", "docs"), requestItem(8, 7), unwatchItem(6)) // who goes is fetched last

@@ -18,6 +18,8 @@ type Superblock struct {
 	Device string // major:minor
 }
 
+func (fs Superblock) String() string { return "the " + fs.Type + " on device " + fs.Device }
+
 // filesystemNames has the types of filesystem that a share is mostly on, by the
 // numbers in statfs(2). All others are looked up among the mounts.
 var filesystemNames = map[uint32]string{

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -40,7 +41,7 @@ type Open struct {
 // Total is what was done since the daemon started.
 type Total struct {
 	Watches        uint64 `json:"watches"`
-	Refused        uint64 `json:"refused"` // watches that could not be armed
+	Refused        uint64 `json:"refused"` // watches that could not be armed, though they are to be
 	Requests       uint64 `json:"requests"`
 	Responses      uint64 `json:"responses"` // with records or one of the statuses that follow
 	EnumDirs       uint64 `json:"enum_dirs"`
@@ -237,12 +238,12 @@ func (s *stats) count(fn func(*Total)) {
 	fn(&s.total)
 }
 
-// overflowed takes down that fanotify queues have overflowed.
-func (s *stats) overflowed(n uint64) {
+// overflowed takes down that the fanotify queue of a filesystem has overflowed so often.
+func (s *stats) overflowed(n uint64, fs Superblock) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.total.QueueOverflows += n
-	s.add(Incident{Kind: QueueOverflow, Reason: "more changed at once than fs.fanotify.max_queued_events"})
+	s.add(Incident{Kind: QueueOverflow, Reason: fmt.Sprintf("more changed at once on %v than fs.fanotify.max_queued_events", fs)})
 }
 
 // lost takes down that a watch has lost records.

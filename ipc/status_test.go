@@ -100,7 +100,7 @@ func TestStatus(t *testing.T) {
 			}
 			return i
 		}
-		incidents := []Incident{of(Overflow, "TEST", lostAbove), of(Overflow, "", lostAbove), of(QueueOverflow, "", "more changed at once than fs.fanotify.max_queued_events")}
+		incidents := []Incident{of(Overflow, "TEST", lostAbove), of(Overflow, "", lostAbove), of(QueueOverflow, "", "more changed at once on the ext4 on device 8:1 than fs.fanotify.max_queued_events")}
 		if !reflect.DeepEqual(s.Incidents, incidents) {
 			t.Errorf("got  %+v\nwant %+v", s.Incidents, incidents)
 		}

@@ -144,11 +144,12 @@ func (l *worker) refused(item genl.Item, about WatchStatus, log *slog.Logger, er
 	level := slog.LevelWarn
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, errOff) { // removed meanwhile, or it is as wanted
 		level = slog.LevelDebug
+	} else {
+		l.stats.count(func(t *Total) { t.Refused++ })
+		l.stats.note(Incident{Kind: Refusal, Directory: about.Directory, User: about.User, Share: about.Share, Reason: err.Error()})
 	}
 	log.Log(context.Background(), level, "directory cannot be watched, its client is refused: see ksmbd-notifyd check",
 		"path", about.Directory, "filesystem", l.filesystem.Type, "tree", item.Tree, "err", err)
-	l.stats.count(func(t *Total) { t.Refused++ })
-	l.stats.note(Incident{Kind: Refusal, Directory: about.Directory, User: item.User, Share: item.Share, Reason: err.Error()})
 	errno := unix.EIO
 	errors.As(err, &errno)
 	l.kernel.Ack(item.WatchID, errno)

@@ -309,9 +309,9 @@ func (l *worker) drain() error {
 	l.flush()
 	l.mu.Unlock()
 	if n := l.group.Overflows() - before; n > 0 {
-		l.stats.overflowed(n)
-		l.log.Warn("the fanotify queue overflowed, clients will list their directories anew: " +
-			"if that is often, raise fs.fanotify.max_queued_events")
+		l.stats.overflowed(n, l.filesystem)
+		l.log.Warn("the fanotify queue overflowed, clients will list their directories anew: "+
+			"if that is often, raise fs.fanotify.max_queued_events", "filesystem", l.filesystem.Type, "device", l.filesystem.Device)
 	}
 	return err
 }
