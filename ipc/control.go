@@ -121,7 +121,7 @@ func (p *Policy) Tells(share string) bool {
 
 // errOff has ksmbd answer STATUS_NOT_IMPLEMENTED, as it does without this project
 // and as Samba does with "change notify = no".
-var errOff = fmt.Errorf("change notify is off here: %w", unix.ECANCELED)
+var errOff error = &worded{"change notify is off here", unix.ECANCELED}
 
 // admits says why a watch may not be, if it may not. The user has so many others.
 func (p *Policy) admits(item genl.Item, others int) error {
@@ -129,7 +129,7 @@ func (p *Policy) admits(item genl.Item, others int) error {
 	case !p.Tells(item.Share):
 		return errOff
 	case p.UserWatches > 0 && others >= p.UserWatches:
-		return fmt.Errorf("the user has %d watches already: %w", others, unix.ENOSPC)
+		return &worded{fmt.Sprintf("the user has %d watches already, and the settings allow no more", others), unix.ENOSPC}
 	}
 	return nil
 }

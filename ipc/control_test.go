@@ -70,7 +70,8 @@ func TestPolicyAdmits(t *testing.T) {
 		t.Errorf("%d were watched", len(w.watch))
 	}
 	// That nothing is told in a share is as the administrator wants it.
-	if s := w.stats; s.total.Refused != 1 || len(s.incidents) != 1 || s.incidents[0].User != "anne" || s.incidents[0].Share != "docs" {
+	if s := w.stats; s.total.Refused != 1 || len(s.incidents) != 1 || s.incidents[0].User != "anne" || s.incidents[0].Share != "docs" ||
+		s.incidents[0].Reason != "the user has 2 watches already, and the settings allow no more" {
 		t.Errorf("%d were refused: %+v", s.total.Refused, s.incidents)
 	}
 	w.served(unwatchItem(2), w.itemOf(6, "anne", "docs"))

@@ -3,6 +3,7 @@
 package ipc
 
 import (
+	"cmp"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -71,28 +72,21 @@ type change struct {
 	Old, New bool // it has such a name, though that may be empty
 }
 
-// remoteError is an error of another process.
-type remoteError struct {
-	text  string
+// worded is an error number in other words than the C library's.
+type worded struct {
+	words string
 	errno unix.Errno
 }
 
-func (e *remoteError) Error() string { return e.text }
+func (e *worded) Error() string { return e.words }
 
-func (e *remoteError) Unwrap() error { return e.errno }
+func (e *worded) Unwrap() error { return e.errno }
 
 func (a *answer) err() error {
 	if a.Err == "" {
 		return nil
 	}
-	return &remoteError{a.Err, cmpErrno(a.Errno)}
-}
-
-func cmpErrno(errno unix.Errno) unix.Errno {
-	if errno == 0 {
-		return unix.EIO
-	}
-	return errno
+	return &worded{a.Err, cmp.Or(a.Errno, unix.EIO)}
 }
 
 // partOfDrain is how many changes an answer has at most.
