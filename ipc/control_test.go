@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ksmbd-notifyd/fanotify"
 	"ksmbd-notifyd/genl"
 )
 
@@ -189,6 +190,41 @@ func TestTrace(t *testing.T) {
 		synctest.Wait()
 		if len(trace.Lines) > 0 {
 			t.Errorf("heard %q after it was stopped", <-trace.Lines)
+		}
+		w.end(end)
+	})
+}
+
+// Who begins to look on, or ends that, while a watch is opened hears of it, or no more.
+func TestTraceWhileWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30}
+		g, _, end := w.running(false)
+		var trace *Tracer
+		var stop func()
+		g.meanwhile = func(func(fanotify.Change)) {
+			if trace != nil {
+				stop()
+				return
+			}
+			var err error
+			if trace, stop, err = w.d.Trace(t.Context(), "", func(WatchStatus) bool { return true }); err != nil {
+				t.Error(err)
+			}
+		}
+		for id := uint64(1); id <= 2; id++ {
+			w.queue(encoded(t, g.watchItem(id)))
+			synctest.Wait()
+			for len(trace.Lines) > 0 {
+				<-trace.Lines
+			}
+			g.happens(int(id-1), create, "a")
+			g.wake <- struct{}{}
+			time.Sleep(2 * gap)
+			synctest.Wait()
+			if n := len(trace.Lines); (n > 0) != (id == 1) {
+				t.Errorf("watch %d: %d lines", id, n)
+			}
 		}
 		w.end(end)
 	})
