@@ -29,7 +29,7 @@ var (
 	ErrBusy = errors.New("another ksmbd-notifyd is registered with ksmbd")
 	// ErrVersion: daemon and module are of different makes.
 	ErrVersion = fmt.Errorf("ksmbd does not speak protocol version %d: "+
-		"module and daemon must be of the same release", genl.ProtocolVersion)
+		"module and daemon must be of the same release, see ksmbd-notifyd check", genl.ProtocolVersion)
 
 	// errLost: ksmbd was unloaded or takes us for somebody else.
 	errLost = errors.New("registration with ksmbd is lost")

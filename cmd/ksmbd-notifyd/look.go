@@ -46,8 +46,8 @@ func elsewhere[T any](ctx context.Context, limit time.Duration, command ...strin
 	answers := make(chan answer, 1)
 	go func() {
 		var a answer
-		if err := json.NewDecoder(out).Decode(&a.text); err != nil {
-			a.err = fmt.Errorf("the process for that has ended: %w", err)
+		if json.NewDecoder(out).Decode(&a.text) != nil {
+			a.err = errors.New("the process for that has ended")
 		}
 		answers <- a
 		cmd.Process.Kill() // what it has begun may not end

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -133,7 +134,15 @@ func enoughFiles() error {
 // say writes what was asked for.
 func say(stdout, stderr io.Writer, text string) int {
 	_, err := io.WriteString(stdout, text)
-	return finish(stderr, err)
+	return finish(stderr, unwritten(err))
+}
+
+// unwritten says why something could not be written, if it could not.
+func unwritten(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("writing: %w", withoutCall(err))
 }
 
 // misuse says what is wrong with the command line.
@@ -164,9 +173,11 @@ var capabilityNames = map[int]string{
 	unix.CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
 }
 
-// needCapabilities names the capabilities that the process lacks of those in
-// need, in an error.
-func needCapabilities(need ...int) error {
+// needs says what is missing of what most commands take: /proc, and capabilities.
+func needs(capabilities ...int) error {
+	if _, err := os.Stat("/proc/self"); err != nil {
+		return errors.New("there is no /proc here: mount -t proc proc /proc")
+	}
 	// Version 3 of the call has two words for 64 capabilities.
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -174,7 +185,7 @@ func needCapabilities(need ...int) error {
 		return fmt.Errorf("reading own capabilities: %w", err)
 	}
 	var missing []string
-	for _, c := range need {
+	for _, c := range capabilities {
 		if data[c/32].Effective&(1<<(c%32)) == 0 {
 			missing = append(missing, capabilityNames[c])
 		}

@@ -81,8 +81,24 @@ func TestHelpOnFullDisk(t *testing.T) {
 	defer full.Close()
 	for _, args := range [][]string{{"-h"}, {"-V"}, {"check", "-h"}, {"status", "-h"}, {"trace", "-h"}, {"watch", "-h"}, {"metrics", "-h"}} {
 		var stderr strings.Builder
-		if status := run(args, full, &stderr); status != 1 || !strings.Contains(stderr.String(), "no space left on device") || strings.Count(stderr.String(), "\n") != 1 {
+		if status := run(args, full, &stderr); status != 1 || stderr.String() != "ksmbd-notifyd: writing: no space left on device\n" {
 			t.Errorf("%q: status %d, %q", args, status, &stderr)
+		}
+	}
+}
+
+// Where there is no /proc one line says so.
+func TestNoProc(t *testing.T) {
+	needRoot(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--once"}, {"check"}, {"watch", "/dev/shm"}} {
+		hide := "mount -t tmpfs none /proc && exec \"$@\""
+		out, err := exec.Command("unshare", append([]string{"--mount", "sh", "-c", hide, "sh", exe}, args...)...).CombinedOutput()
+		if err == nil || string(out) != "ksmbd-notifyd: there is no /proc here: mount -t proc proc /proc\n" {
+			t.Errorf("%q: %v, %s", args, err, out)
 		}
 	}
 }

@@ -82,7 +82,7 @@ func (m *metrics) Describe(chan<- *prometheus.Desc) {}
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	s, err := m.ask()
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(metricServing, err)
+		ch <- prometheus.NewInvalidMetric(metricServing, unserved(err))
 		return
 	}
 	now := func(d *prometheus.Desc, n int, labels ...string) {

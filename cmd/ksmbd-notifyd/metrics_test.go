@@ -67,6 +67,15 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// Who asks for metrics of a daemon that is stuck is told so.
+func TestMetricsOfStuckDaemon(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(&metrics{asked: time.Now().Add(time.Hour), err: context.DeadlineExceeded})
+	if _, err := registry.Gather(); err == nil || !strings.Contains(err.Error(), "the daemon is stuck: it does not answer in 5s") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // For one label that is not UTF-8, or twice there, the library refuses all metrics.
 func TestMetricsOfOddShares(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()

@@ -33,7 +33,7 @@ type server struct {
 }
 
 func (s *server) serve(stderr io.Writer) error {
-	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
+	if err := needs(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
 	settings, err := readSettings(s.file)

@@ -127,7 +127,7 @@ func handlers(d *ipc.Daemon) http.Handler {
 		defer cancel()
 		status, err := d.Status(ctx, true)
 		if err != nil {
-			http.Error(w, "the daemon is stuck: it does not answer in "+answerWithin.String()+": systemctl restart ksmbd-notifyd", http.StatusServiceUnavailable)
+			http.Error(w, unserved(err).Error(), http.StatusServiceUnavailable)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -139,6 +139,14 @@ func handlers(d *ipc.Daemon) http.Handler {
 	mux.HandleFunc("GET /trace", tracing(d))
 	mux.Handle("GET /metrics", metricsHandler(d))
 	return mux
+}
+
+// unserved says in our words why what serves has not done what it was asked for.
+func unserved(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the daemon is stuck: it does not answer in %v: systemctl restart ksmbd-notifyd", answerWithin)
+	}
+	return err
 }
 
 // serverRuns is the state of a server that ksmbd.mountd has started.
@@ -179,13 +187,12 @@ func runStatus(args []string, stdout, stderr io.Writer) int {
 	}
 	body, err := get(runtimeDir(), "/status")
 	if err == nil && o.json {
-		if _, err = stdout.Write(visibleJSON(body)); err != nil {
-			err = fmt.Errorf("writing: %w", err)
-		}
+		_, err = stdout.Write(visibleJSON(body))
+		err = unwritten(err)
 	} else if err == nil {
 		var r *report
 		if r, err = readReport(body); err == nil {
-			err = r.print(stdout)
+			err = unwritten(r.print(stdout))
 		}
 	}
 	return finish(stderr, err)

@@ -184,12 +184,15 @@ func TestNoStatus(t *testing.T) {
 // A daemon that is stuck: the reader is told after a while.
 func TestStatusOfStuckDaemon(t *testing.T) {
 	d := ipc.NewDaemon(slog.New(slog.DiscardHandler), nil) // whose Run is not called: nobody answers
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	answer := httptest.NewRecorder()
-	handlers(d).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", "/status", nil))
-	if answer.Code != http.StatusServiceUnavailable || !strings.HasPrefix(answer.Body.String(), "the daemon is stuck: ") {
-		t.Errorf("%d %s", answer.Code, answer.Body)
+	for _, what := range []string{"/status", "/trace"} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		answer := httptest.NewRecorder()
+		handlers(d).ServeHTTP(answer, httptest.NewRequestWithContext(ctx, "GET", what, nil))
+		want := "the daemon is stuck: it does not answer in 5s: systemctl restart ksmbd-notifyd\n"
+		if answer.Code != http.StatusServiceUnavailable || answer.Body.String() != want {
+			t.Errorf("%s: %d %s", what, answer.Code, answer.Body)
+		}
 	}
 }
 

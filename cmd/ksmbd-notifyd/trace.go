@@ -79,7 +79,7 @@ func follow(ctx context.Context, dir, path string, out io.Writer) error {
 	if err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
 		return errors.New("the daemon has ended")
 	}
-	return fmt.Errorf("following the daemon: %w", err)
+	return fmt.Errorf("following the daemon: %w", withoutCall(err))
 }
 
 // tracing gives what the daemon does for some watches, until the client goes.
@@ -93,7 +93,7 @@ func tracing(d *ipc.Daemon) http.HandlerFunc {
 				(dir == "" || within(s.Directory, dir) || s.Tree && within(dir, s.Directory) || s.Directory == dir)
 		})
 		if err != nil {
-			http.Error(w, "following the daemon: "+err.Error(), http.StatusServiceUnavailable)
+			http.Error(w, unserved(err).Error(), http.StatusServiceUnavailable)
 			return
 		}
 		defer stop()

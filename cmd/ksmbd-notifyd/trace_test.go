@@ -55,7 +55,7 @@ func TestTrace(t *testing.T) {
 		}
 		ends, stops = append(ends, end), append(stops, stop)
 	}
-	if _, err := begins(t.Context()); err == nil || err.Error() != "following the daemon: as many traces are followed as can be" {
+	if _, err := begins(t.Context()); err == nil || err.Error() != "as many traces are followed as can be" {
 		t.Errorf("one too many: %v", err)
 	}
 	stops[0]()

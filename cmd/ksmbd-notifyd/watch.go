@@ -117,7 +117,7 @@ func color(action string) string {
 
 // watch lets c watch until ctx is done, which is no error.
 func watch(ctx context.Context, log *slog.Logger, c *client) error {
-	if err := needCapabilities(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
+	if err := needs(unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH); err != nil {
 		return err
 	}
 	if err := answers(ctx, c.dir); err != nil {
@@ -244,7 +244,7 @@ func (c *client) Complete(completions []ipc.Completion) {
 // that fails.
 func (c *client) answered(lines []byte) {
 	if _, err := c.out.Write(lines); err != nil {
-		c.end = fmt.Errorf("writing records: %w", err)
+		c.end = unwritten(err)
 	}
 	c.pending = false
 }
