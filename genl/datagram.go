@@ -64,7 +64,7 @@ func NextMessage(b []byte) (m Message, rest []byte, err error) {
 	switch {
 	case kind == unix.NLMSG_ERROR && len(body) >= 4+unix.NLMSG_HDRLEN:
 		m.Errno = unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
-		m.Words = words(body[4:], flags)
+		m.Words = words(body[4:], flags&unix.NLM_F_CAPPED != 0)
 	case kind >= unix.NLMSG_MIN_TYPE && len(body) >= unix.GENL_HDRLEN:
 		m.Reply, m.Cmd, m.Data = true, body[0], body[unix.GENL_HDRLEN:]
 	default:
@@ -73,14 +73,11 @@ func NextMessage(b []byte) (m Message, rest []byte, err error) {
 	return m, rest, err
 }
 
-// words returns what the kernel says of an error, after the request that it
-// brings back.
-func words(request []byte, flags uint16) string {
-	if flags&unix.NLM_F_ACK_TLVS == 0 {
-		return ""
-	}
+// words returns what the kernel says of an error, if anything, after the request that it
+// brings back, or after its header alone.
+func words(request []byte, capped bool) string {
 	at := unix.NLMSG_HDRLEN
-	if flags&unix.NLM_F_CAPPED == 0 {
+	if !capped {
 		at = align(int(min(binary.NativeEndian.Uint32(request), uint32(len(request)))))
 	}
 	for at+attrLen <= len(request) {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/mdlayher/netlink"
@@ -49,18 +50,25 @@ func TestNextMessage(t *testing.T) {
 	EndMessage(request, 0)
 	enoent := binary.NativeEndian.AppendUint32(nil, ^uint32(unix.ENOENT)+1)
 	said := append(appendUint32(nil, errorWords+1, 9), appendString(nil, errorWords, "in words\x00")...) // after another
+	empty := appendHeader(nil, 0, errorWords+1)
 	reply := []byte{CmdNext, 1, 0, 0, 4, 0, 1, 0}
 	b := bytes.Join([][]byte{
 		fromKernel(unix.NLMSG_ERROR, 0, 5, enoent, request),
 		fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 6, enoent, request, said),
 		fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, 7, enoent, request[:unix.NLMSG_HDRLEN], said),
 		fromKernel(30, 0, 8, reply),
+		fromKernel(unix.NLMSG_ERROR, unix.NLM_F_CAPPED, 9, enoent, request[:unix.NLMSG_HDRLEN]),
+		fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, 10, enoent, request[:unix.NLMSG_HDRLEN], empty, append(appendHeader(nil, 3, errorWords), "end"...)),
+		fromKernel(unix.NLMSG_MIN_TYPE, 0, 11, reply[:unix.GENL_HDRLEN]),
 	}, nil)
 	for i, want := range []Message{
 		{Seq: 5, Errno: unix.ENOENT},
 		{Seq: 6, Errno: unix.ENOENT, Words: "in words"},
 		{Seq: 7, Errno: unix.ENOENT, Words: "in words"},
 		{Seq: 8, Reply: true, Cmd: CmdNext, Data: reply[4:]},
+		{Seq: 9, Errno: unix.ENOENT},
+		{Seq: 10, Errno: unix.ENOENT, Words: "end"},
+		{Seq: 11, Reply: true, Cmd: CmdNext},
 	} {
 		var m Message
 		var err error
@@ -93,6 +101,25 @@ func TestNextMessageMalformed(t *testing.T) {
 		b := fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, 7, make([]byte, 4+unix.NLMSG_HDRLEN), said)
 		if m, _, err := NextMessage(b); err != nil || m.Words != "" {
 			t.Errorf("% x: %+v, %v", said, m, err)
+		}
+	}
+}
+
+// What is cut short, or says that it ends before it does, is malformed or has no words, and is not read beyond its end.
+func TestNextMessageCutShort(t *testing.T) {
+	message := fromKernel(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS|unix.NLM_F_CAPPED, 7, make([]byte, 4+unix.NLMSG_HDRLEN), append(appendHeader(nil, 5, errorWords), "words"...))
+	size := int(binary.NativeEndian.Uint32(message)) // the last message of a datagram need not be padded
+	for n := range len(message) {
+		cut := slices.Clip(bytes.Clone(message[:n]))
+		if m, rest, err := NextMessage(cut); (n >= size) != (err == nil && m.Words == "words") || len(rest) > 0 {
+			t.Errorf("%d bytes: %+v, %v, % x is left", n, m, err, rest)
+		}
+		if n < unix.NLMSG_HDRLEN {
+			continue
+		}
+		EndMessage(cut, 0)
+		if m, _, err := NextMessage(cut); (n >= 4+2*unix.NLMSG_HDRLEN) != (err == nil) || n < size && m.Words != "" {
+			t.Errorf("as %d bytes: %+v, %v", n, m, err)
 		}
 	}
 }

@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -150,7 +152,7 @@ func TestCompleteOf4MiB(t *testing.T) {
 }
 
 func TestEncodeInvalidName(t *testing.T) {
-	for _, name := range []string{"", "a\x00b", strings.Repeat("x", MaxName+1), strings.Repeat("x", 1<<17)} {
+	for _, name := range []string{"", "\x00a", "a\x00b", strings.Repeat("x", MaxName+1), strings.Repeat("x", 1<<17)} {
 		m := Complete{RequestID: 1, Records: []Record{{Action: ActionAdded, Name: name}}}
 		if _, err := m.Encode(); err == nil {
 			t.Errorf("name of %d bytes was encoded", len(name))
@@ -294,6 +296,48 @@ func TestDecodeMalformed(t *testing.T) {
 			if err := decode(b); !errors.Is(err, ErrMalformed) {
 				t.Errorf("%s of % x: %v", what, b, err)
 			}
+		}
+	}
+}
+
+// What is cut short anywhere is malformed, or says less, and is not read beyond its end.
+func TestDecodeCutShort(t *testing.T) {
+	all, err := EncodeItems(items, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range [][]byte{all, encode(t, items[0]), encode(t, completes[3]), encode(t, causes[1]), encode(t, Ack{1, 2}), encode(t, Register{1, 2, 3, "4", 5})} {
+		for n := range len(b) {
+			cut := slices.Clip(bytes.Clone(b[:n]))
+			_, itemErr := DecodeItem(cut)
+			_, _, itemsErr := DecodeItems(cut)
+			_, completeErr := DecodeComplete(cut)
+			_, causesErr := DecodeCauses(cut)
+			_, ackErr := DecodeAck(cut)
+			_, registerErr := DecodeRegister(cut)
+			for _, err := range []error{itemErr, itemsErr, completeErr, causesErr, ackErr, registerErr} {
+				if err != nil && !errors.Is(err, ErrMalformed) {
+					t.Errorf("%d of %d bytes: %v", n, len(b), err)
+				}
+			}
+		}
+	}
+	if _, err := DecodeAck(appendUint32(nil, AAckID, 1)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("an id of 4 bytes: %v", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	for _, test := range []struct {
+		got  fmt.Stringer
+		want string
+	}{
+		{ItemTypeWatch, "watch"}, {ItemTypeUnwatch, "unwatch"}, {ItemType(0), "unknown(0)"}, {ItemType(5), "unknown(5)"},
+		{ActionAdded, "ADDED"}, {ActionRenamedNewName, "RENAMED_NEW_NAME"}, {Action(6), "unknown(6)"},
+		{StatusEnumDir, "ENUM_DIR"}, {StatusDeletePending, "DELETE_PENDING"}, {Status(3), "unknown(3)"},
+	} {
+		if got := test.got.String(); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
 		}
 	}
 }
