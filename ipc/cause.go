@@ -60,13 +60,6 @@ func (k *causes) leave() {
 	k.hub.of = slices.DeleteFunc(k.hub.of, func(other *causes) bool { return other == k })
 }
 
-// lose says that the causes of what waits in the queue may have been fetched already.
-func (k *causes) lose() {
-	k.hub.mu.Lock()
-	defer k.hub.mu.Unlock()
-	k.lost = max(k.lost, 1) // when it began is not known, and so is 0
-}
-
 // next says that a Drain begins.
 func (k *causes) next() {
 	k.hub.mu.Lock()
@@ -96,7 +89,7 @@ func (k *causes) of(c fanotify.Change) Filter {
 		k.until = c.Until
 		k.hub.more(c.Until)
 	}
-	if c.Since <= k.lost {
+	if c.Since <= k.lost { // or it is 0, not known: its causes may have been fetched long ago
 		return All
 	}
 	var of Filter

@@ -247,9 +247,6 @@ func (c *control) logger(log *slog.Logger, about WatchStatus) *slog.Logger {
 			handler = traced{handler, t}
 		}
 	}
-	if handler == log.Handler() {
-		return log
-	}
 	return slog.New(handler)
 }
 

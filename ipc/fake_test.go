@@ -304,7 +304,7 @@ func (w *world) serveAll() error {
 			return err
 		}
 		w.loop.dispatch(w.t.Context(), items)
-		if !more {
+		if !more && !errors.Is(err, ErrRetry) {
 			w.loop.settle()
 		}
 		if err := w.worker.serve(); err != nil || !more {

@@ -154,7 +154,7 @@ func (l *worker) leave(ctx context.Context) *Part {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rouseAll() // or they would be told what is left
-	if err != nil || !l.retry.IsZero() || len(l.watches) == 0 {
+	if err != nil || !l.retry.IsZero() {
 		l.log.Debug("nothing is left to the next daemon", "filesystem", l.filesystem.Type, "device", l.filesystem.Device, "err", err)
 		return nil
 	}
@@ -207,7 +207,6 @@ func (l *worker) inherit(part *Part) {
 		return
 	}
 	l.inheriting, l.heirs = true, part.Watches
-	l.causes.lose()
 }
 
 // inherits says whether an item is about the watches that the last daemon had.
@@ -224,14 +223,14 @@ func (l *worker) inherits(what any) bool {
 
 // takeOver says whether w, armed just now, is one that goes on without a gap.
 func (l *worker) takeOver(w *watch) bool {
-	left, heir := l.heirs[w.id]
-	if !heir {
+	left := l.heirs[w.id]
+	delete(l.heirs, w.id)
+	if !left.Whole {
 		return false
 	}
-	delete(l.heirs, w.id)
 	mounts, ok := w.mark.Handover()
 	w.queue.since = time.Now() // or later: that is not left
-	return ok && left.Whole && slices.Equal(mounts, left.Mounts) && w.queue.push(newEvent(left.Records), true) == ""
+	return ok && slices.Equal(mounts, left.Mounts) && w.queue.push(newEvent(left.Records), true) == ""
 }
 
 // settle ends the inheriting: ksmbd has no more watches that the last daemon

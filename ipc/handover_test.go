@@ -164,9 +164,6 @@ func TestInheritNothing(t *testing.T) {
 			items:  func(w *world) []any { return []any{w.rescanItem(1), w.rescanItem(2)} },
 			told:   []string{"ack 1: ENOENT", "ack 2: ENOENT"},
 		},
-		"ksmbd cannot be asked": {
-			items: func(w *world) []any { return []any{w.rescanItem(1), ErrRetry} },
-		},
 		"a mark is missing": {
 			change: func(w *world) { w.lacking = errOther },
 			items:  func(w *world) []any { return []any{w.rescanItem(1), w.rescanItem(2)} },
@@ -357,6 +354,89 @@ func TestInheritEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// That ksmbd cannot be asked for a moment costs nothing of what was left, but for no longer.
+func TestInheritRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		inherits := func() *loop {
+			queue, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := newLoop(slog.New(slog.DiscardHandler), w, w.opens)
+			l.inherit(&Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, map[uint64]Left{1: {Whole: true}, 2: {Whole: true}}}}}, family, 4)
+			return l
+		}
+		w.items = []any{w.rescanItem(1), ErrRetry, ErrRetry, w.rescanItem(2)}
+		if err := inherits().run(t.Context(), nil); !errors.Is(err, errHeritage) {
+			t.Errorf("error %v", err)
+		}
+		w.told("inherit", "detach")
+		release(w.items)
+		w.watch = nil
+
+		l := inherits()
+		w.items = []any{ErrRetry, w.rescanItem(1), requestItem(11, 1), ErrRetry, w.rescanItem(2)}
+		w.happens(0, create, "a")
+		ctx, end := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- l.run(ctx, nil) }()
+		sleepRetry()
+		sleepRetry()
+		w.told("inherit", "confirm", "11: +a")
+		end()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What was inherited once is settled once, and ends that have waited for that are done then.
+func TestSettle(t *testing.T) {
+	w := heir(t, map[uint64]Left{1: {Whole: true}})
+	w.served(w.rescanItem(1))
+	select {
+	case <-w.worker.wake:
+	default:
+		t.Error("nobody looks for ends")
+	}
+	w.loop.settle()
+	if !w.inbox.empty() {
+		t.Error("it is settled again")
+	}
+	w.told("confirm")
+}
+
+// A handover of which ksmbd cannot be asked is closed.
+func TestReviseFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		before := countFDs(t)
+		w.loop.leaves = true
+		w.served(w.watchItem(1))
+		select {
+		case <-w.worker.wake:
+		default:
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			<-w.worker.wake
+			w.items = []any{errOther}
+			w.worker.serve()
+		}()
+		w.loop.leave(t.Context())
+		<-done
+		w.told("detach")
+		if w.loop.left != nil {
+			t.Errorf("left %v", w.loop.left)
+		}
+		if after := countFDs(t); after > before {
+			t.Errorf("%d file descriptors before, %d after", before, after)
+		}
+	})
 }
 
 // How long what was left has waited, nobody knows.

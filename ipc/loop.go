@@ -164,9 +164,10 @@ type loop struct {
 	leaves  bool                 // whether there is to be a handover to the next daemon
 	left    *Handover            // what that is, after run
 
-	asked atomic.Int64     // when ksmbd was last asked for items, in ns of Unix time
-	again bool             // ksmbd is to be asked for items
-	retry <-chan time.Time // when to try again, after an error; else nil
+	asked   atomic.Int64     // when ksmbd was last asked for items, in ns of Unix time
+	again   bool             // ksmbd is to be asked for items
+	retry   <-chan time.Time // when to try again, after an error; else nil
+	retries int              // errors in a row
 }
 
 // route says who has a watch.
@@ -271,13 +272,16 @@ func (l *loop) serve(ctx, working context.Context) error {
 		items, more, err := l.fetch()
 		switch {
 		case err == nil:
+			l.retries = 0
 		case errors.Is(err, genl.ErrMalformed):
 			// A watch that came to nothing shows with its first request.
 			l.log.Error("ignoring items of ksmbd", "err", err)
 		case errors.Is(err, ErrRetry):
 			l.log.Error("asking ksmbd for items failed, will try again", "err", err)
 			l.retry = time.After(retryAfter)
-			l.settle()
+			if l.retries++; l.retries > 1 { // what the last daemon left is not kept from being told for longer
+				l.settle()
+			}
 			return nil
 		default:
 			for _, item := range items {
@@ -449,7 +453,7 @@ func (l *loop) retire(w *worker) bool {
 			return false
 		}
 	}
-	l.drop(w)
+	maps.DeleteFunc(l.workers, func(_ Superblock, other *worker) bool { return other == w })
 	return true
 }
 
@@ -471,7 +475,6 @@ func (l *loop) merge(w *worker) bool {
 				r.worker = other
 			}
 		}
-		l.drop(w)
 		l.workers[w.filesystem] = other
 		for more := true; more; {
 			var taken []any
@@ -481,15 +484,6 @@ func (l *loop) merge(w *worker) bool {
 		return true
 	}
 	return false
-}
-
-// drop forgets a worker.
-func (l *loop) drop(w *worker) {
-	for fs, other := range l.workers {
-		if other == w {
-			delete(l.workers, fs)
-		}
-	}
 }
 
 // leaveRoute takes a watch off its user's account.

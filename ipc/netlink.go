@@ -362,7 +362,7 @@ func (k *ksmbd) Complete(completions []Completion) {
 	defer k.mu.Unlock()
 	for len(completions) > 0 {
 		n := 0
-		for n < len(completions) && (n == 0 || len(k.out) < maxOut) {
+		for n < len(completions) && len(k.out) < maxOut {
 			c := &completions[n]
 			start := k.begin(genl.CmdComplete)
 			if k.out, c.Err = (genl.Complete{RequestID: c.Request, Status: c.Status, Records: c.Records}).Append(k.out); c.Err == nil {

@@ -349,8 +349,5 @@ func filesystems(stuck []Filesystem, watches []WatchStatus) []Filesystem {
 	slices.SortFunc(list, func(a, b Filesystem) int {
 		return cmp.Or(cmp.Compare(b.Watches, a.Watches), cmp.Compare(a.Device, b.Device), cmp.Compare(a.Strategy, b.Strategy))
 	})
-	if len(list) == 0 {
-		return nil
-	}
 	return list
 }
