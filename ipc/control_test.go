@@ -79,8 +79,47 @@ func TestPolicyAdmits(t *testing.T) {
 	w.told()
 	w.served(w.itemOf(7, "anne", "docs"), requestItem(8, 7), unwatchItem(6)) // who goes is fetched last
 	w.told()
+	w.served(w.itemOf(9, "anne", "docs")) // that who went has gone once is enough
+	w.told("ack 9: ENOSPC")
 	if countFDs(t) > before {
 		t.Error("a directory was left open")
+	}
+	w.served(unwatchItem(3), unwatchItem(5), unwatchItem(7))
+	if n := len(w.loop.routes) + len(w.loop.users); n != 0 {
+		t.Errorf("left of those that have gone or were refused: %v, %v", w.loop.routes, w.loop.users)
+	}
+}
+
+// More items are fetched only if a user seems to have too many watches.
+func TestCrowded(t *testing.T) {
+	w := newWorld(t)
+	w.control.policy = Policy{UserWatches: 2, Shares: map[string]bool{"quiet": false}}
+	w.served(w.itemOf(1, "anne", "docs"), w.itemOf(2, "anne", "docs"))
+	w.told()
+	watch := func(id uint64, user, share string) genl.Item {
+		return genl.Item{Type: genl.ItemTypeWatch, WatchID: id, User: user, Share: share}
+	}
+	for _, test := range []struct {
+		items []genl.Item
+		want  bool
+	}{
+		{nil, false},
+		{[]genl.Item{watch(3, "anne", "docs")}, true},
+		{[]genl.Item{watch(3, "anne", "quiet")}, false}, // it is refused in any case
+		{[]genl.Item{watch(2, "anne", "docs")}, false},  // which she has
+		{[]genl.Item{watch(3, "bert", "docs"), watch(4, "bert", "docs")}, false},
+		{[]genl.Item{watch(3, "bert", "docs"), watch(4, "bert", "docs"), watch(5, "bert", "docs")}, true},
+		{[]genl.Item{watch(3, "anne", "docs"), unwatchItem(1)}, false},
+		{[]genl.Item{watch(3, "anne", "docs"), watch(4, "anne", "docs"), unwatchItem(1)}, true},
+		{[]genl.Item{watch(3, "anne", "docs"), requestItem(9, 1), unwatchItem(99)}, true},
+	} {
+		if got := w.loop.crowded(test.items); got != test.want {
+			t.Errorf("%+v: %v", test.items, got)
+		}
+	}
+	w.control.policy.UserWatches = 1
+	if w.loop.crowded([]genl.Item{unwatchItem(1)}) || w.loop.crowded([]genl.Item{unwatchItem(1), watch(3, "anne", "docs")}) {
+		t.Error("who has too many, and no more than before, is looked at")
 	}
 }
 
@@ -95,6 +134,9 @@ func TestPolicyChanges(t *testing.T) {
 		}
 		synctest.Wait()
 		w.said("register 30", "serving true")
+		if p := w.status().Policy; p.Tells("other") || !p.Tells("docs") {
+			t.Errorf("at first: %+v", p)
+		}
 		if err := w.d.SetPolicy(t.Context(), Policy{Shares: map[string]bool{"docs": false}}); err != nil {
 			t.Fatal(err)
 		}
@@ -109,6 +151,9 @@ func TestPolicyChanges(t *testing.T) {
 		w.said("4: +a")
 		if s := w.status(); s.Open.Watches != 1 || s.Watches[0].Share != "music" {
 			t.Errorf("status %+v", s)
+		}
+		if n := len(w.d.loop.routes); n != 1 || len(w.d.loop.users) != 1 {
+			t.Errorf("%d watches have a worker, of %v", n, w.d.loop.users)
 		}
 		w.end(end)
 		if err := w.d.SetPolicy(t.Context(), Policy{}); !errors.Is(err, errEnded) {
@@ -190,6 +235,40 @@ func TestTrace(t *testing.T) {
 		synctest.Wait()
 		if len(trace.Lines) > 0 {
 			t.Errorf("heard %q after it was stopped", <-trace.Lines)
+		}
+		w.end(end)
+	})
+}
+
+// Who looks on at a directory hears of the changes there, and of all requests.
+func TestTraceBelow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t}
+		g, _, end := w.running(false)
+		synctest.Wait()
+		trace, stop, err := w.d.Trace(t.Context(), "/a", func(WatchStatus) bool { return true }) // before there is any ksmbd
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stop()
+		w.load(30)
+		synctest.Wait()
+		w.queue(encoded(t, g.watchItem(1)))
+		w.queue(encoded(t, requestItem(2, 1)))
+		synctest.Wait()
+		w.d.loop.each(func(l *worker) { l.watches[1].about.Directory = "" })
+		for _, name := range []string{"b", "a/c"} {
+			g.happens(0, create, name)
+		}
+		g.wake <- struct{}{}
+		synctest.Wait()
+		var got []string
+		for len(trace.Lines) > 0 {
+			words := strings.Fields(<-trace.Lines)
+			got = append(got, words[2])
+		}
+		if want := []string{"watch", "request", "complete", "change", "record"}; !slices.Equal(got, want) {
+			t.Errorf("heard %q, want %q", got, want)
 		}
 		w.end(end)
 	})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -112,8 +113,8 @@ func TestToldAndRefused(t *testing.T) {
 	w.refuse = unix.ENOSPC
 	w.served(w.watchItem(1))
 	w.told("ack 1: ENOSPC")
-	if n := w.budget.total(); n != 0 {
-		t.Errorf("%d bytes are charged", n)
+	if n := w.budget.total(); n != 0 || len(w.budget.clients) > 0 {
+		t.Errorf("%d bytes are charged, %d clients", n, len(w.budget.clients))
 	}
 }
 
@@ -385,7 +386,16 @@ func TestLeaveFails(t *testing.T) {
 		}
 		w.told(c.told...)
 	}
-	w := heir(t, map[uint64]Left{1: {Whole: true}})
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	w.unsettled = 1e6
+	late, cancel := context.WithTimeout(t.Context(), 3*gap)
+	defer cancel()
+	if part := w.worker.leave(late); part != nil {
+		t.Errorf("too late: left %v", part)
+	}
+	w.told()
+	w = heir(t, map[uint64]Left{1: {Whole: true}})
 	lines := w.logged()
 	w.failing = map[string]error{"detach": unix.EMFILE}
 	w.worker.close()
@@ -412,6 +422,80 @@ func TestHurryInTurn(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.told("11: ENUM_DIR")
+}
+
+// A request is served before its turn only if there is no room for what it need not be told yet. It is acknowledged
+// then, and not served again.
+func TestHurryWithoutNeed(t *testing.T) {
+	w := newWorld(t)
+	small := w.watchItem(1)
+	small.BufferLength = 32
+	w.served(small)
+	w.worker.post(requestItem(11, 1))
+	w.happens(0, create, "a")
+	w.happens(0, create, "b")
+	w.drained()
+	w.told()
+	w.acked = nil
+	w.happens(0, create, "c")
+	w.drained()
+	w.told("11: +a +b")
+	if !slices.Equal(w.acked, []uint64{11}) {
+		t.Errorf("acknowledged %v", w.acked)
+	}
+	if err := w.worker.serve(); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.waiting) > 0 {
+		t.Error("it waits again")
+	}
+	w.told()
+}
+
+// What ksmbd asks to be looked at anew is acknowledged, as its clients wait for that.
+func TestRescanIsAcknowledged(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), w.rescanItem(1))
+	if !slices.Equal(w.acked, []uint64{1, 1}) {
+		t.Errorf("acknowledged %v", w.acked)
+	}
+}
+
+// What is queued for a directory that was removed is kept for nobody.
+func TestGoneKeepsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1))
+	w.happens(0, create, "a")
+	w.happens(0, gone)
+	w.drained()
+	if n := w.budget.total(); n != 0 {
+		t.Errorf("%d bytes are charged", n)
+	}
+}
+
+// However many filesystems hang, the end waits for all of them together, and not for each.
+func TestEndOfManyStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		stuck := make(chan struct{})
+		stop := w.serving()
+		synctest.Wait()
+		w.loop.open = func(Superblock) (Group, error) { <-stuck; return nil, errOther }
+		for i := range uint64(3) {
+			item := w.watchItem(1 + i)
+			item.Filesystem, item.Device = "fuse", item.Device+uint32(i)
+			w.items = append(w.items, item)
+		}
+		w.bell <- struct{}{}
+		synctest.Wait()
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took != endWithin || len(w.loop.past) != 3 {
+			t.Errorf("after %v, %d hang", took, len(w.loop.past))
+		}
+		close(stuck)
+		synctest.Wait()
+	})
 }
 
 // Causes that nobody takes have the queue read, so that they can be forgotten.

@@ -39,6 +39,9 @@ func TestInboxOfHung(t *testing.T) {
 		t.Errorf("items %v, ends %v", b.items, b.ends)
 	}
 	b.abandon()
+	if !b.empty() {
+		t.Error("something is left, to be closed again")
+	}
 	if after := countFDs(t); after > before {
 		t.Errorf("%d file descriptors before, %d after", before, after)
 	}

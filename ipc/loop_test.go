@@ -745,20 +745,36 @@ func TestRetire(t *testing.T) {
 		delete(w.loop.workers, w.filesystem) // that one does not run
 		ctx, end := context.WithCancel(t.Context())
 		defer end()
-		workers := func(want int) {
+		workersAfter := func(d time.Duration, want int) {
 			t.Helper()
-			time.Sleep(2 * retireAfter)
+			time.Sleep(d)
 			synctest.Wait()
 			w.loop.mu.Lock()
 			defer w.loop.mu.Unlock()
-			if n := len(w.loop.workers); n != want {
-				t.Errorf("%d workers, want %d", n, want)
+			w.loop.causes.mu.Lock()
+			defer w.loop.causes.mu.Unlock()
+			// That which does not run hears of causes too.
+			if n, hear := len(w.loop.workers), len(w.loop.causes.of)-1; n != want || hear != want {
+				t.Errorf("%d workers, %d of which hear of causes, want %d", n, hear, want)
 			}
+		}
+		workers := func(want int) {
+			t.Helper()
+			workersAfter(2*retireAfter, want)
 		}
 		w.loop.dispatch(ctx, []genl.Item{w.watchItem(1)})
 		workers(1)
+		w.loop.mu.Lock()
+		first := w.loop.workers[w.filesystem]
+		w.loop.mu.Unlock()
 		w.loop.dispatch(ctx, []genl.Item{unwatchItem(1)})
+		workersAfter(retireAfter-time.Second, 1)
 		workers(0)
+		select {
+		case <-first.ended:
+		default:
+			t.Error("it goes on")
+		}
 		w.loop.dispatch(ctx, []genl.Item{w.rescanItem(2), requestItem(22, 2)})
 		workers(1)
 		w.told("22: ENUM_DIR")

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestGroupMemory(t *testing.T) {
@@ -44,7 +46,11 @@ func TestGroupMemory(t *testing.T) {
 			t.Errorf("groupMemory(%q) = %d, want %d", test.groups, got, test.want)
 		}
 	}
-	if got := Memory(); got < 16<<20 {
-		t.Errorf("Memory() = %d", got)
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		t.Fatal(err)
+	}
+	if got := Memory(); got < 16<<20 || uint64(got) > uint64(info.Totalram)*uint64(info.Unit) {
+		t.Errorf("Memory() = %d, of %d units of %d", got, info.Totalram, info.Unit)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -345,12 +346,17 @@ func TestDaemon(t *testing.T) {
 		synctest.Wait()
 		w.said("register 30", "serving true")
 		w.queue(encoded(t, g.watchItem(1)))
-		w.queue(encoded(t, requestItem(1, 1)))
+		w.queue(encoded(t, requestItem(2, 1)))
 		synctest.Wait()
+		w.mu.Lock()
+		if !slices.Equal(w.acked, []uint64{1, 2}) { // though nothing else is said
+			t.Errorf("acknowledged %v", w.acked)
+		}
+		w.mu.Unlock()
 		g.happens(0, create, "a")
 		g.wake <- struct{}{}
 		synctest.Wait()
-		w.said("1: +a")
+		w.said("2: +a")
 		w.end(end)
 	})
 }
@@ -654,9 +660,13 @@ func (f failing) Send([]byte) error { return f.err }
 type scripted struct {
 	socket
 	answers []any
+	sent    [][]byte
 }
 
-func (*scripted) Send([]byte) error { return nil }
+func (s *scripted) Send(b []byte) error {
+	s.sent = append(s.sent, slices.Clone(b))
+	return nil
+}
 
 func (s *scripted) Recv(b []byte) (int, error) {
 	if len(s.answers) == 0 {
@@ -688,6 +698,90 @@ func TestLostReplies(t *testing.T) {
 		k.socket = &scripted{answers: answers}
 		if _, err := k.Causes(); err == nil {
 			t.Errorf("after %v: there are causes", answers)
+		}
+	}
+}
+
+// reply is a datagram that answers the first message that is sent.
+func reply(cmd uint8, data []byte) []byte {
+	b := append(genl.AppendMessage(nil, 30, cmd, 1), data...)
+	genl.EndMessage(b, 0)
+	return b
+}
+
+// There may be more items when there are some, and ksmbd does not say that these are all.
+func TestNextSaysMore(t *testing.T) {
+	for _, items := range [][]genl.Item{nil, {requestItem(1, 2)}} {
+		for _, all := range []bool{false, true} {
+			data, err := genl.EncodeItems(items, all)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: &scripted{answers: []any{reply(genl.CmdNext, data)}}, in: make([]byte, 4096)}
+			got, more, err := k.Next()
+			if err != nil || !slices.Equal(got, items) || more != (len(items) > 0 && !all) {
+				t.Errorf("%v, all %v: %v, more %v, %v", items, all, got, more, err)
+			}
+		}
+	}
+}
+
+// What has no answer that can be read may have failed.
+func TestCompleteInDoubt(t *testing.T) {
+	for _, answer := range []any{unix.ENOMEM, []byte("nonsense"), unix.ENOBUFS} {
+		k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: &scripted{answers: []any{answer}}, in: make([]byte, 4096)}
+		for _, doubt := range []bool{true, false} { // and what comes after that has not
+			completions := []Completion{{Request: 1, Status: genl.StatusEnumDir}}
+			if k.Complete(completions); (completions[0].Err != nil) != doubt {
+				t.Errorf("after %v: %v", answer, completions[0].Err)
+			}
+		}
+	}
+}
+
+func TestCausesOfKsmbd(t *testing.T) {
+	want := genl.Causes{Lost: 3, Causes: []genl.Cause{{Thread: 1, Filter: 4, File: "f", Begun: 5, Ended: 6}}}
+	data, err := want.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: &scripted{answers: []any{reply(genl.CmdCauses, data), reply(genl.CmdCauses, data)}}, in: make([]byte, 4096)}
+	for i := range 2 {
+		k.seq = 0
+		if got, err := k.Causes(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%d: %+v, %v", i, got, err)
+		}
+	}
+}
+
+// Acknowledgements go before what ksmbd is asked for, which is to know of them, and after completions. Nothing is
+// not sent.
+func TestSendOrder(t *testing.T) {
+	for _, test := range []struct {
+		do   func(k *ksmbd)
+		want []uint8
+	}{
+		{func(k *ksmbd) { k.Next() }, []uint8{genl.CmdAck, genl.CmdNext}},
+		{func(k *ksmbd) { k.Causes() }, []uint8{genl.CmdAck, genl.CmdCauses}},
+		{func(k *ksmbd) { k.Complete([]Completion{{Request: 1, Status: genl.StatusEnumDir}}) }, []uint8{genl.CmdComplete, genl.CmdAck}},
+		{func(k *ksmbd) { k.Flush() }, []uint8{genl.CmdAck}},
+	} {
+		s := new(scripted)
+		k := &ksmbd{log: slog.New(slog.DiscardHandler), socket: s, family: genetlink.Family{ID: 30}, in: make([]byte, 4096)}
+		k.Flush()
+		k.Ack(1, 0)
+		test.do(k)
+		k.Flush()
+		var got []uint8
+		for b := slices.Concat(s.sent...); len(b) > 0; {
+			m, rest, err := genl.NextMessage(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, b = append(got, m.Cmd), rest
+		}
+		if len(s.sent) != 1 || !slices.Equal(got, test.want) {
+			t.Errorf("%d datagrams of %v, want %v", len(s.sent), got, test.want)
 		}
 	}
 }
@@ -790,8 +884,13 @@ func TestRealNetlink(t *testing.T) {
 	if _, err := getFamily(s); err != nil && !errors.Is(err, ErrNoFamily) {
 		t.Error(err)
 	}
-	if err := FindFamily(); err != nil && !errors.Is(err, ErrNoFamily) {
+	before := countFDs(t)
+	_, noModule := os.Stat("/sys/module/ksmbd")
+	if err := FindFamily(); !errors.Is(err, ErrNoFamily) && (err != nil || noModule != nil) {
 		t.Error(err)
+	}
+	if after := countFDs(t); after > before {
+		t.Errorf("%d file descriptors before, %d after", before, after)
 	}
 	undo := limit.Files(t, -1)
 	err = FindFamily()

@@ -173,6 +173,131 @@ func TestRestOfOne(t *testing.T) {
 	})
 }
 
+// How long a watch rests follows from how many are told the same, and what that takes.
+func TestRestsUntil(t *testing.T) {
+	told := time.Now()
+	for _, test := range []struct {
+		each   time.Duration
+		reach  int // 0 for none
+		rested bool
+		over   bool
+		want   time.Duration // after it was told; 0 for no rest
+	}{
+		{each: time.Millisecond},
+		{each: time.Millisecond, reach: 1},
+		{each: gap / restShare, reach: 2},
+		{each: gap/restShare + 1, reach: 2, want: gap + restShare},
+		{each: gap / restShare, reach: 3, want: 2 * gap},
+		{each: time.Millisecond, reach: 3, rested: true},
+		{each: time.Millisecond, reach: 3, over: true},
+		{each: time.Millisecond, reach: 1000, want: maxRest},
+	} {
+		p, w := pace{each: test.each, over: test.over}, &watch{told: told, rested: test.rested}
+		if test.reach > 0 {
+			w.reach = &test.reach
+		}
+		want := time.Time{}
+		if test.want > 0 {
+			want = told.Add(test.want)
+		}
+		if got := p.restsUntil(w); !got.Equal(want) {
+			t.Errorf("%+v: %v", test, got.Sub(told))
+		}
+	}
+	var p pace
+	for i, want := range []time.Duration{time.Millisecond, 2 * time.Millisecond} {
+		if p.took([]time.Duration{24 * time.Millisecond, 17 * 24 * time.Millisecond}[i], 24); p.each != want {
+			t.Errorf("telling takes %v, want %v", p.each, want)
+		}
+	}
+}
+
+// An event is given to those that cost something: who asks, or was told of late and will ask again. Each counts once
+// for it, and anew when it comes again after a Drain.
+func TestReach(t *testing.T) {
+	w := newWorld(t)
+	now := time.Now()
+	e := newEvent(added("a"))
+	for _, step := range []struct {
+		w    *watch
+		want int
+	}{
+		{&watch{told: now.Add(-maxRest)}, 0},
+		{&watch{told: now.Add(-maxRest + 1)}, 1},
+		{&watch{pending: make([]request, 1)}, 2},
+	} {
+		for range 2 {
+			if step.w.gives(e, now); *e.reach != step.want || step.w.given != e.reach {
+				t.Errorf("%+v: %d", step.w, *e.reach)
+			}
+		}
+	}
+	w.newReach() // there was no event
+	w.last.event = e
+	if w.newReach(); *w.last.event.reach != 0 || *e.reach != 2 {
+		t.Error("it is not counted anew")
+	}
+	reach := w.last.event.reach
+	if w.newReach(); w.last.event.reach != reach {
+		t.Error("nobody was given it, and it is counted anew")
+	}
+}
+
+// All that have rested together are told together, and who has ended meanwhile is not.
+func TestResume(t *testing.T) {
+	w := newWorld(t)
+	w.each = time.Millisecond
+	for id := uint64(1); id <= 4; id++ {
+		w.served(w.watchItem(id), requestItem(11*id, id))
+		many := 1000
+		w.watches[id].told, w.watches[id].reach = time.Now().Add(time.Hour), &many
+		w.happens(int(id-1), create, "a")
+	}
+	w.drained()
+	w.served(unwatchItem(2))
+	w.told()
+	w.worker.resume(time.Now())
+	w.told()
+	w.worker.resume(time.Now().Add(2 * time.Hour))
+	w.told("11: +a", "33: +a", "44: +a")
+	if w.held != nil || !w.resumes.IsZero() {
+		t.Errorf("%d are held, until %v", len(w.held), w.resumes)
+	}
+}
+
+// What concerns nobody is read at once, but for so much of the time; what somebody is told of is gathered.
+func TestRestOfQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for _, step := range []struct {
+			idle, took time.Duration
+			told       bool
+			want       time.Duration
+		}{
+			{took: 0, want: 0},
+			{took: 2 * maxCredit, want: gap},
+			{took: 0, want: gap}, // it is not paid back yet
+			{idle: time.Hour, took: maxCredit, want: 0},
+			{took: maxCredit / 10, want: maxCredit / 10 * (readShare - 1)}, // some of that was paid meanwhile
+			{idle: time.Hour, told: true, want: gap},
+			{idle: time.Hour, want: 0},
+		} {
+			time.Sleep(step.idle)
+			began := time.Now()
+			time.Sleep(step.took)
+			w.eager = !step.told
+			if got := w.worker.rest(began).Sub(time.Now()); got != step.want {
+				t.Errorf("%+v: rests for %v", step, got)
+			}
+		}
+		time.Sleep(time.Hour)
+		w.eager, w.resumes = true, time.Now()
+		if got := w.worker.rest(time.Now()).Sub(time.Now()); got != gap {
+			t.Errorf("somebody is about to be told: rests for %v", got)
+		}
+	})
+}
+
 // Who ends tells all that rest, and does not leave that to the next daemon too.
 func TestRestUntilTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

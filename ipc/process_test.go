@@ -147,6 +147,7 @@ func TestProcess(t *testing.T) {
 		}
 		woken := make(chan error)
 		go func() { woken <- wait() }()
+		time.Sleep(10 * time.Millisecond) // most likely it sleeps by then
 		g.Wake()
 		if err := <-woken; err != nil {
 			t.Error(err)
@@ -280,6 +281,60 @@ func TestServeGroup(t *testing.T) {
 	g.Close()
 	if err := <-ended; err != nil {
 		t.Errorf("the process ends with %v", err)
+	}
+}
+
+// Each watch of a process is told what concerns it, as long as it is open, and of those that could not be opened
+// nothing is left.
+func TestServeGroupWatches(t *testing.T) {
+	before := countFDs(t)
+	w, g, err, ended := serveFake(t, fakeOpener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	var marks []Mark
+	for i := range 3 {
+		mark, err := g.Watch(openDir(t, "/"), true, create, func(c fanotify.Change) {
+			got = append(got, fmt.Sprintf("%d: %s %s %s", i, c.OldName, c.Name, c.File))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if marks = append(marks, mark); i == 1 {
+			w.refuse = errOther
+			if _, err := g.Watch(openDir(t, "/"), true, create, nil); err == nil {
+				t.Error("it is not refused")
+			}
+			w.refuse = nil
+		}
+	}
+	if err := marks[1].Close(); err != nil {
+		t.Error(err)
+	}
+	w.queue = append(w.queue, func() {
+		file := []byte("file")
+		for _, f := range w.watch {
+			f.fn(fanotify.Change{Op: create, Name: []byte("a"), File: file})
+		}
+		copy(file, "gone") // as it may be used for others
+	})
+	w.happens(0, rename, "b", "c")
+	if err := g.Drain(); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"0:  a file", "2:  a file", "0: b c "}; !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+	if n := len(g.(*process).watches); n != 2 {
+		t.Errorf("%d watches are known", n)
+	}
+	g.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if after := countFDs(t); after > before {
+		t.Errorf("%d file descriptors before, %d after", before, after)
 	}
 }
 

@@ -27,6 +27,8 @@ func TestRecordSize(t *testing.T) {
 		"\u00e9":           14, // two bytes, one unit
 		"\u65e5\u672c":     16, // three bytes each, one unit each
 		"\U0001f600":       16, // four bytes, two units
+		"\U00010000":       16,
+		"\uffff":           14,
 		"\ufffd":           14, // itself a character
 		"\xff":             14, // no character
 		"\xe6\x97":         16, // cut short: each byte counts
@@ -111,6 +113,52 @@ func TestBudgetIsTold(t *testing.T) {
 	r.clear()
 	if small.push(newEvent(added("b")), true) != tooLong || !small.lost {
 		t.Error("a record beyond the queue's own limit is not told apart")
+	}
+}
+
+// A client may have what is left by all, to the byte, less if it is bounded, and what it gives back again.
+func TestAccount(t *testing.T) {
+	most := 0
+	b := budget{limit: 3000, most: func() int { return most }}
+	a, other := b.of(genl.Item{Client: 1}), b.of(genl.Item{Client: 2})
+	for _, step := range []struct {
+		of         *account
+		most, take int // or to give, if negative
+		want       bool
+	}{
+		{a, 0, 3001, false}, {a, 0, 3000, true}, {other, 0, 1, false}, {a, 0, -2000, true},
+		{a, 0, 1, true}, {a, 0, -1, true}, {other, 0, 2001, false}, {other, 0, 2000, true}, {other, 0, -2000, true},
+		{other, 1, 1025, false}, {other, 1, 1024, true}, {other, 0, -1024, true}, {a, 0, -1000, true}, {a, 0, 3000, true}, {a, 0, -3000, true},
+	} {
+		most = step.most
+		if step.take < 0 {
+			step.of.give(-step.take)
+		} else if got := step.of.take(step.take); got != step.want {
+			t.Errorf("%+v: client %d has %d of %d", step, step.of.client, step.of.used, b.total())
+		}
+	}
+	if b.total() != 0 {
+		t.Errorf("%d bytes in all", b.total())
+	}
+	a.leave()
+	if again := b.of(genl.Item{Client: 2}); again != other || len(b.clients) != 1 {
+		t.Errorf("accounts %v", b.clients)
+	}
+}
+
+// What has room makes no queue overflow.
+func TestRoom(t *testing.T) {
+	b := budget{limit: 1000}
+	e := newEvent([]genl.Record{{Action: genl.ActionRenamedOldName, Name: "b"}, {Action: genl.ActionRenamedNewName, Name: "c"}})
+	for limit := range 64 {
+		q := queue{limit: limit, budget: b.of(genl.Item{})}
+		q.push(newEvent(added("a")), true)
+		room, lost := q.room(e, limit), q.lost
+		q.push(e, true)
+		if room != (lost || !q.lost) {
+			t.Errorf("limit %d: room %v, %+v", limit, room, q)
+		}
+		q.clear()
 	}
 }
 

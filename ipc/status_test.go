@@ -87,6 +87,10 @@ func TestStatus(t *testing.T) {
 		s = w.status()
 		total := Total{Watches: 2, Requests: 2, Responses: 2, Records: 1, EnumDirs: 1, Overflows: 2, QueueOverflows: 1}
 		loss := Loss{Time: loaded.Add(time.Minute), Directory: "/", Reason: lostAbove}
+		shares := []ShareStatus{{Overflows: 1}, {Share: "TEST", Responses: 2, Records: 1, EnumDirs: 1, Overflows: 1, Latency: Latency{Counts: [13]uint64{1}}}}
+		if !reflect.DeepEqual(s.Shares, shares) {
+			t.Errorf("shares %+v, want %+v", s.Shares, shares)
+		}
 		if s.Serving || s.Open != (Open{}) || s.Watches != nil || s.Total != total || *s.LastOverflow != loss {
 			t.Errorf("after the module: %+v, %+v", s, s.LastOverflow)
 		}
@@ -122,6 +126,62 @@ func mustOpen(t *testing.T, path string) *os.File {
 }
 
 // A refused watch counts, and its line names what is to be known of it.
+// How requests end is counted, and the time that records took as one of those up to a bound.
+func TestTotals(t *testing.T) {
+	s := newStats()
+	for _, status := range []genl.Status{0, genl.StatusEnumDir, genl.StatusEnumDir, genl.StatusDeletePending} {
+		c := Completion{Status: status}
+		if status == 0 {
+			c.Records = added("a", "b")
+		}
+		s.told("docs", &c, LatencyBounds[1])
+	}
+	s.told("a", &Completion{Records: added("a")}, LatencyBounds[len(LatencyBounds)-1]+1)
+	if want := (Total{Responses: 5, EnumDirs: 2, DeletePendings: 1, Records: 3}); s.total != want {
+		t.Errorf("got %+v, want %+v", s.total, want)
+	}
+	list := s.list()
+	if len(list) != 2 || list[0].Share != "a" || list[0].Latency.Counts[len(LatencyBounds)] != 1 || list[1].EnumDirs != 2 || list[1].Latency.Counts[1] != 1 {
+		t.Errorf("shares %+v", list)
+	}
+}
+
+// Filesystems are told with the most watches first.
+func TestFilesystems(t *testing.T) {
+	on := func(device, strategy string) WatchStatus {
+		return WatchStatus{Filesystem: "ext4", Device: device, Strategy: strategy}
+	}
+	doing := &Doing{What: "x"}
+	stuck := []Filesystem{{Type: "fuse", Device: "0:9", Stuck: doing}, {Type: "ext4", Device: "8:2", Stuck: doing}}
+	got := filesystems(stuck, []WatchStatus{on("8:2", "b"), on("8:2", "a"), on("8:1", "a"), on("8:3", "a"), on("8:3", "a")})
+	want := []Filesystem{
+		{Type: "ext4", Device: "8:3", Strategy: "a", Watches: 2}, {Type: "ext4", Device: "8:1", Strategy: "a", Watches: 1},
+		{Type: "ext4", Device: "8:2", Strategy: "a", Watches: 1, Stuck: doing}, {Type: "ext4", Device: "8:2", Strategy: "b", Watches: 1, Stuck: doing},
+		{Type: "fuse", Device: "0:9", Stuck: doing},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if none := filesystems(nil, nil); none != nil {
+		t.Errorf("of none: %v", none)
+	}
+}
+
+// Watch trees are counted as long as they are there.
+func TestTrees(t *testing.T) {
+	w := newWorld(t)
+	tree := w.watchItem(1)
+	tree.Tree = true
+	for _, step := range []struct {
+		item genl.Item
+		want int
+	}{{tree, 1}, {w.watchItem(2), 1}, {unwatchItem(2), 1}, {unwatchItem(1), 0}} {
+		if w.served(step.item); w.trees != step.want {
+			t.Errorf("after %+v: %d trees", step.item, w.trees)
+		}
+	}
+}
+
 func TestStatusOfRefusedWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &netlinkWorld{t: t, family: 30}
