@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -321,12 +320,7 @@ func TestHeirEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		before := countFDs(t)
-		queue, err := os.Open(os.DevNull)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := newLoop(slog.New(slog.DiscardHandler), w, w.opens)
-		l.inherit(&Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, nil}}}, family, 4)
+		l := w.heirLoop(nil)
 		w.items = []any{errOther}
 		if err := l.run(t.Context(), nil); !errors.Is(err, errOther) {
 			t.Errorf("error %v", err)
@@ -342,12 +336,7 @@ func TestHeirEnds(t *testing.T) {
 func TestHeirWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		queue, err := os.Open(os.DevNull)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := newLoop(slog.New(slog.DiscardHandler), w, w.opens)
-		l.inherit(&Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, map[uint64]Left{1: {Whole: true}, 2: {Whole: true}}}}}, family, 4)
+		l := w.heirLoop(map[uint64]Left{1: {Whole: true}, 2: {Whole: true}})
 		w.batch = 2
 		w.slow = time.Second // that the rest is yet to be fetched
 		w.items = []any{w.rescanItem(1), requestItem(11, 1), w.rescanItem(2), requestItem(22, 2)}
@@ -562,22 +551,7 @@ func TestLeaveTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		before := countFDs(t)
-		w.loop.leaves = true
-		w.served(w.watchItem(1))
-		select {
-		case <-w.worker.wake: // for what was served
-		default:
-		}
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			<-w.worker.wake
-			w.worker.serve()
-		}()
-		w.slowDetach = 2 * leaveWithin
-		w.loop.leave(t.Context())
-		<-done
-		w.told("detach")
+		w.leaves(func() { w.slowDetach = 2 * leaveWithin })
 		if w.loop.left != nil {
 			t.Error("it is left all the same")
 		}

@@ -360,24 +360,16 @@ func TestInheritEnds(t *testing.T) {
 func TestInheritRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		inherits := func() *loop {
-			queue, err := os.Open(os.DevNull)
-			if err != nil {
-				t.Fatal(err)
-			}
-			l := newLoop(slog.New(slog.DiscardHandler), w, w.opens)
-			l.inherit(&Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, map[uint64]Left{1: {Whole: true}, 2: {Whole: true}}}}}, family, 4)
-			return l
-		}
+		watches := map[uint64]Left{1: {Whole: true}, 2: {Whole: true}}
 		w.items = []any{w.rescanItem(1), ErrRetry, ErrRetry, w.rescanItem(2)}
-		if err := inherits().run(t.Context(), nil); !errors.Is(err, errHeritage) {
+		if err := w.heirLoop(maps.Clone(watches)).run(t.Context(), nil); !errors.Is(err, errHeritage) {
 			t.Errorf("error %v", err)
 		}
 		w.told("inherit", "detach")
 		release(w.items)
 		w.watch = nil
 
-		l := inherits()
+		l := w.heirLoop(watches)
 		w.items = []any{ErrRetry, w.rescanItem(1), requestItem(11, 1), ErrRetry, w.rescanItem(2)}
 		w.happens(0, create, "a")
 		ctx, end := context.WithCancel(t.Context())
@@ -391,6 +383,39 @@ func TestInheritRetries(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// heirLoop is a conversation that goes on with watches of w's filesystem that the last daemon left.
+func (w *world) heirLoop(watches map[uint64]Left) *loop {
+	w.t.Helper()
+	queue, err := os.Open(os.DevNull)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l := newLoop(slog.New(slog.DiscardHandler), w, w.opens)
+	l.inherit(&Handover{Family: family, Registrations: 3, Parts: []Part{{w.filesystem, queue, watches}}}, family, 4)
+	return l
+}
+
+// leaves has a conversation with a watch leave that, and then something happen before it is detached.
+func (w *world) leaves(then func()) {
+	w.t.Helper()
+	w.loop.leaves = true
+	w.served(w.watchItem(1))
+	select {
+	case <-w.worker.wake: // for what was served
+	default:
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-w.worker.wake
+		then()
+		w.worker.serve()
+	}()
+	w.loop.leave(w.t.Context())
+	<-done
+	w.told("detach")
 }
 
 // What was inherited once is settled once, and ends that have waited for that are done then.
@@ -414,22 +439,7 @@ func TestReviseFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		before := countFDs(t)
-		w.loop.leaves = true
-		w.served(w.watchItem(1))
-		select {
-		case <-w.worker.wake:
-		default:
-		}
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			<-w.worker.wake
-			w.items = []any{errOther}
-			w.worker.serve()
-		}()
-		w.loop.leave(t.Context())
-		<-done
-		w.told("detach")
+		w.leaves(func() { w.items = []any{errOther} })
 		if w.loop.left != nil {
 			t.Errorf("left %v", w.loop.left)
 		}
