@@ -429,6 +429,8 @@ func testCheckMistakes(t *testing.T) {
 		{"settings that are twice there", func(g *goodMachine) {
 			g.write("ksmbd-notifyd.conf", "[Docs]\nchange notify = yes\n[docs]\nChange Notify = no\n")
 		}, "FAIL  settings  reading ROOT/ksmbd-notifyd.conf: line 4: Change Notify = no: [Docs] has that key already: a daemon that starts with them ends\n", false},
+		{"settings without a value", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[Docs]\nchange notify = ; no\n") },
+			"FAIL  settings  reading ROOT/ksmbd-notifyd.conf: line 2: change notify = ; no: the key has no value: a daemon that starts with them ends\n", false},
 		{"settings of all for a share", func(g *goodMachine) { g.write("ksmbd-notifyd.conf", "[Docs]\nverbose = 1\n") },
 			"FAIL  settings  ROOT/ksmbd-notifyd.conf, [Docs] verbose = 1: it is for all shares, and stands in [global]: a daemon that starts with them ends\n", false},
 		{"settings of the share for names", func(g *goodMachine) {

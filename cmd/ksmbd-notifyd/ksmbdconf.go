@@ -56,7 +56,7 @@ type conf struct {
 	sections []*section
 	byName   map[string]*section // as ipc.FoldShare has it
 	cut      bool                // the last line has no end, and lost its last character
-	twice    error               // says where a section has a key for the second time
+	ignored  error               // says which line counts for nothing first: one with a key that the section has already, or with no value
 }
 
 // readConf reads a file in the format of ksmbd.conf(5) as those tools do.
@@ -127,8 +127,14 @@ func parseConf(text string, tools toolsRelease) (*conf, error) {
 		if why != "" {
 			return nil, fmt.Errorf("line %d: %s: %s", n+1, printable(shortened(line)), why+asOfWindows(line))
 		}
-		if current != nil && e.value != "" && !current.add(e, tools) && c.twice == nil {
-			c.twice = fmt.Errorf("line %d: %s: [%s] has that key already", n+1, printable(shortened(line)), shortened(current.name))
+		switch {
+		case e.value == "":
+			why = "the key has no value"
+		case !current.add(e, tools):
+			why = fmt.Sprintf("[%s] has that key already", shortened(current.name))
+		}
+		if why != "" && c.ignored == nil {
+			c.ignored = fmt.Errorf("line %d: %s: %s", n+1, printable(shortened(line)), why)
 		}
 	}
 	return c, nil

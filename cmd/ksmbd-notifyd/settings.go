@@ -39,8 +39,8 @@ func readSettings(path string) (settings, error) {
 	if err != nil {
 		return s, err
 	}
-	if c.twice != nil { // ksmbd-tools would take the first, and say nothing
-		return s, fmt.Errorf("reading %s: %w", path, c.twice)
+	if c.ignored != nil { // of which ksmbd-tools would say nothing
+		return s, fmt.Errorf("reading %s: %w", path, c.ignored)
 	}
 	for _, section := range c.sections {
 		for _, e := range section.entries {

@@ -37,6 +37,7 @@ func TestReadSettings(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"change notify = no\n", "[global]\nnotify = no\n", "[global]\nchange notify\n", "[a]\nverbose = 1\n", "[global]\nverbose = -1\n",
+		"[global]\nchange notify =\n", "[a]\nchange notify = ; no\n", "[global]\nnotify = \t\n",
 		"[global]\nmetrics = localhost:80\n", "[global]\nmetrics = 0\n", "[global]\nmetrics = 70000\n", "[global]\nmetrics = 1.2.3.4:0\n", "[global]\nmax watches per user = many\n", "[global]\nmax queued per client = 64M\n"} {
 		if got, err := readSettings(writeSettings(t, text)); err == nil {
 			t.Errorf("%q: %+v", text, got)
