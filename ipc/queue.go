@@ -105,7 +105,7 @@ const (
 	nameless  = "a name that no record can carry"
 	lostAbove = "fanotify lost changes or could not name them"
 	lostBelow = "ksmbd asks for a rescan"
-	refused   = "ksmbd did not take the records"
+	notTaken  = "ksmbd did not take the records"
 	turnedOff = "change notify was turned off"
 )
 

@@ -198,7 +198,7 @@ func (l *worker) deliver(w *watch) {
 		out.since = w.queue.since
 		w.telling = true
 		l.outbox = append(l.outbox, out)
-		if l.eager || len(l.outbox) >= part {
+		if l.eager || len(l.outbox) >= batch {
 			l.eager = false
 			l.flush()
 		}
@@ -250,7 +250,7 @@ func (l *worker) send() time.Time {
 			// records, it has no such request any more.
 			l.log.Error("completing a request with records failed", "request", c.Request, "err", c.Err)
 			w.queue.overflow()
-			l.overflowed(w, refused)
+			l.overflowed(w, notTaken)
 		default:
 			l.log.Error("completing a request failed, will try again", "request", c.Request, "err", c.Err)
 			l.retry = time.Now().Add(retryAfter)

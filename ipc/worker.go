@@ -26,9 +26,9 @@ const (
 	readShare = 8
 	maxCredit = time.Millisecond
 
-	// part is how many completions go to ksmbd together. More of them delay
+	// batch is how many completions go to ksmbd together. More of them delay
 	// the first clients that are told, fewer all others.
-	part = 24
+	batch = 24
 
 	// retireAfter is how long a worker without watches waits for others.
 	retireAfter = 30 * time.Second
@@ -350,7 +350,7 @@ func (l *worker) serve() error {
 			drained, l.eager = true, true
 		}
 		l.act(what)
-		if told++; told%part == 0 {
+		if told++; told%batch == 0 {
 			l.mu.Lock()
 			l.flush() // what they are told goes before
 			l.mu.Unlock()
