@@ -31,7 +31,7 @@ type Daemon struct {
 	past    map[Superblock]*worker // that hang
 
 	Policy    Policy       // at first, see SetPolicy
-	Once      bool         // fail with ErrNoFamily rather than wait for one
+	Once      bool         // fail with ErrNoFamily or ErrVersion rather than wait for another module
 	Changed   func(Status) // called when Serving or Waiting may have changed
 	Inherited *Handover    // by the last daemon, if it left something
 	Leaves    bool         // whether there is to be one of this daemon
@@ -107,23 +107,23 @@ func (d *Daemon) listen(ctx context.Context, bell socket, rings chan<- struct{})
 
 // serve converses with one ksmbd after the other.
 func (d *Daemon) serve(ctx context.Context, bell socket, rings <-chan struct{}) error {
-	waiting := false
+	var waiting error // for what
 	for {
 		err := d.converse(ctx, bell, rings)
 		switch {
 		case errors.Is(err, errLost):
 			d.log.Warn("starting over", "reason", err)
-			waiting = false
+			waiting = nil
 			d.change(false, err)
 			if !d.pause(ctx, nil, time.After(retryAfter)) {
 				return nil
 			}
 		case errors.Is(err, errHeritage):
 			d.log.Info("starting over, clients will list their directories anew", "reason", err)
-		case errors.Is(err, ErrNoFamily) && !d.Once:
-			if !waiting {
+		case (err == ErrNoFamily || err == ErrVersion) && !d.Once: // another module may be loaded
+			if waiting != err {
 				d.log.Warn("waiting for ksmbd", "reason", err)
-				waiting = true
+				waiting = err
 				d.change(false, err)
 			}
 			if !d.pause(ctx, rings, nil) {

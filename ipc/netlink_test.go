@@ -514,11 +514,11 @@ func TestDaemonErrors(t *testing.T) {
 	}{
 		"once":                 {once: true, want: ErrNoFamily},
 		"busy":                 {family: 30, errno: unix.EBUSY, want: ErrBusy},
-		"version":              {family: 30, errno: unix.EPROTONOSUPPORT, want: ErrVersion},
+		"version":              {family: 30, errno: unix.EPROTONOSUPPORT, once: true, want: ErrVersion},
 		"other":                {family: 30, errno: unix.EPERM, want: unix.EPERM},
 		"unloaded meanwhile":   {family: 30, errno: unix.ENOENT, once: true, want: ErrNoFamily},
 		"unloaded before that": {family: 30, faults: map[string]error{"group 30": unix.ENOENT}, once: true, want: ErrNoFamily},
-		"version of the reply": {family: 30, replies: []genetlink.Message{{Data: other}}, want: ErrVersion},
+		"version of the reply": {family: 30, once: true, replies: []genetlink.Message{{Data: other}}, want: ErrVersion},
 		"no socket":            {family: 30, faults: map[string]error{"dial 0": unix.EMFILE}, early: true, want: unix.EMFILE},
 		"no second socket":     {family: 30, faults: map[string]error{"dial 1": unix.EMFILE}, want: unix.EMFILE},
 		"no controller":        {family: 30, faults: map[string]error{"family nlctrl": unix.EIO}, early: true, want: unix.EIO},
@@ -552,6 +552,41 @@ func TestDaemonErrors(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What waits for a ksmbd that can notify waits for one of its own release as well, and says for which it does.
+func TestDaemonWaitsForRelease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &netlinkWorld{t: t, family: 30, errno: unix.EPROTONOSUPPORT}
+		_, lines, end := w.running(false)
+		synctest.Wait()
+		w.said("serving false")
+		for _, step := range []struct {
+			family uint16
+			errno  unix.Errno
+			want   error
+		}{{0, 0, ErrNoFamily}, {31, unix.EPROTONOSUPPORT, ErrVersion}, {31, unix.EPROTONOSUPPORT, ErrVersion}} {
+			w.mu.Lock()
+			w.errno = step.errno
+			w.mu.Unlock()
+			w.load(step.family)
+			synctest.Wait()
+			if s := w.status(); s.Serving || s.Waiting != step.want.Error() {
+				t.Errorf("%+v: status %+v", step, s)
+			}
+		}
+		w.said("serving false", "serving false")
+		if n := strings.Count(lines.String(), "waiting for ksmbd"); n != 3 {
+			t.Errorf("%d lines say what is waited for: %s", n, lines)
+		}
+		w.mu.Lock()
+		w.errno = 0
+		w.mu.Unlock()
+		w.load(32)
+		synctest.Wait()
+		w.said("register 32", "serving true")
+		w.end(end)
+	})
 }
 
 // A reply to register that nobody understands is asked for again.
