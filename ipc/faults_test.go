@@ -129,11 +129,28 @@ func TestUnpushTooMany(t *testing.T) {
 	w.answers = []error{nil, ErrNoRequest}
 	w.drained()
 	w.told("11: +first", "22: +a")
-	if n := w.stats.total.Overflows; n != 1 {
-		t.Errorf("%d overflows", n)
+	if n, of := w.stats.total.Overflows, w.watches[2].about.Overflows; n != 1 || of != 1 {
+		t.Errorf("%d overflows, %d of the watch", n, of)
 	}
 	w.served(requestItem(23, 2))
 	w.told("23: ENUM_DIR")
+}
+
+// What a watch that ends was about to be told, and was not, is kept for nobody.
+func TestEndedWhileTold(t *testing.T) {
+	w := newWorld(t)
+	w.served(w.watchItem(1), w.watchItem(2))
+	w.happens(0, create, "a")
+	w.happens(1, create, "b")
+	w.loop.dispatch(t.Context(), []genl.Item{requestItem(11, 1), requestItem(22, 2), unwatchItem(2)})
+	w.answers = []error{nil, ErrNoRequest}
+	if err := w.worker.serve(); err != nil {
+		t.Fatal(err)
+	}
+	w.told("11: +a", "22: +b")
+	if n := w.budget.total(); n != 0 {
+		t.Errorf("%d bytes are charged", n)
+	}
 }
 
 // Where there can be no group, and none to share, clients are refused, and a later one finds one.

@@ -421,12 +421,20 @@ func (w *world) leaves(then func()) {
 // What was inherited once is settled once, and ends that have waited for that are done then.
 func TestSettle(t *testing.T) {
 	w := heir(t, map[uint64]Left{1: {Whole: true}})
-	w.served(w.rescanItem(1))
+	w.loop.dispatch(t.Context(), []genl.Item{w.rescanItem(1)})
+	if err := w.worker.serve(); err != nil {
+		t.Fatal(err)
+	}
+	<-w.worker.wake // for what was served
+	if err := w.worker.settle(); err != nil {
+		t.Fatal(err)
+	}
 	select {
 	case <-w.worker.wake:
 	default:
 		t.Error("nobody looks for ends")
 	}
+	w.loop.settled = true
 	w.loop.settle()
 	if !w.inbox.empty() {
 		t.Error("it is settled again")
