@@ -576,6 +576,9 @@ func TestDaemonWaitsForRelease(t *testing.T) {
 			}
 		}
 		w.said("serving false", "serving false")
+		if err := w.d.SetPolicy(t.Context(), Policy{}); err != nil { // which is for later
+			t.Error(err)
+		}
 		if n := strings.Count(lines.String(), "waiting for ksmbd"); n != 3 {
 			t.Errorf("%d lines say what is waited for: %s", n, lines)
 		}

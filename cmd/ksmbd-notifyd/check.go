@@ -103,7 +103,7 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		family:  ipc.FindFamily,
 		modinfo: modinfo,
 		tools:   toolsVersion,
-		known:   known,
+		known:   askNames(answerWithin),
 		open:    fanotify.Open,
 		try:     func(path, tools string) tried { return tryElsewhere(answerWithin, path, tools) },
 		status:  func() ([]byte, error) { return get(runtimeDir(), "/status") },
@@ -148,15 +148,26 @@ func toolsVersion() string {
 	return words[len(words)-1]
 }
 
-// known asks getent(1), which asks as ksmbd.mountd does. Where that cannot be asked
-// all names are.
-func known(database, name string) bool {
-	out, err := exec.Command("getent", "--", database, name).Output()
-	if _, number := strconv.Atoi(name); err == nil && number == nil { // getent looks for an id then
-		return strings.HasPrefix(string(out), name+":")
+// askNames returns what asks getent(1), which asks as ksmbd.mountd does, whether there is a name. Where that cannot be
+// asked all names are, and so from when it has not answered in that time once, as when a directory server is down.
+func askNames(limit time.Duration) func(database, name string) bool {
+	silent := false
+	return func(database, name string) bool {
+		if silent {
+			return true
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "getent", "--", database, name)
+		cmd.WaitDelay = time.Second // for what it has begun itself
+		out, err := cmd.Output()
+		silent = ctx.Err() != nil
+		if _, number := strconv.Atoi(name); err == nil && number == nil { // getent looks for an id then
+			return strings.HasPrefix(string(out), name+":")
+		}
+		exit := (*exec.ExitError)(nil)
+		return !errors.As(err, &exit) || exit.ExitCode() != 2
 	}
-	exit := (*exec.ExitError)(nil)
-	return !errors.As(err, &exit) || exit.ExitCode() != 2
 }
 
 // Verdicts of a line. A note tells what works, but could better.

@@ -487,6 +487,35 @@ func testCheckMistakes(t *testing.T) {
 	}
 }
 
+// Names are asked for as long as that is answered.
+func TestAskNames(t *testing.T) {
+	known := askNames(time.Minute)
+	for name, want := range map[string]bool{"root": true, "nobody-there": false, "0": false, "--help": false} {
+		if known("passwd", name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "getent"), []byte("#!/bin/sh\n[ $3 = slow ] && exec /bin/sleep 60\nexit 2\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	began := time.Now()
+	known = askNames(time.Second)
+	for range 100 {
+		if !known("passwd", "slow") || !known("passwd", "nobody-there") {
+			t.Error("it is not known that nobody answers")
+		}
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if known := askNames(time.Minute); !known("passwd", "nobody-there") {
+		t.Error("it is known without getent")
+	}
+}
+
 // stuckAt mounts a FUSE filesystem, whose program does not answer from now on.
 func stuckAt(t *testing.T, dir string) {
 	t.Helper()
