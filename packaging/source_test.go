@@ -181,14 +181,8 @@ func TestPort(t *testing.T) {
 		printf '%s\n' 'why, Linux 9.1' --- '--- a/fs/smb/server/f.c' '+++ b/fs/smb/server/f.c' '@@ -1,5 +1,5 @@' ' a' ' b' -c +ours ' d' ' e' > kernel/9.1/hooks.patch
 		: > kernel/9.3/hooks.patch`)
 	port := func() string {
-		c := exec.Command("kernel/port.sh", "9.2", "9.1", "9.1", "9.2", "work")
-		c.Dir = dir
-		out, err := c.CombinedOutput()
-		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		if last := lines[len(lines)-1]; err != nil {
-			return last
-		}
-		return ""
+		_, last := portOf(dir)
+		return last
 	}
 	if got := port(); got != "port: solve what is shown above, then run this again" {
 		t.Error(got)
@@ -208,6 +202,76 @@ func TestPort(t *testing.T) {
 		t.Error(got)
 	}
 	shell(t, dir, "[ -e kernel/9.2/mine ] && [ -e kernel/9.2/hooks.patch ]")
+}
+
+// portOf carries patches for 9.1 over to 9.2, and returns what it says, and of that the
+// last line if it fails.
+func portOf(dir string) (said, last string) {
+	c := exec.Command("kernel/port.sh", "9.2", "9.1", "9.1", "9.2", "work")
+	c.Dir = dir
+	out, err := c.CombinedOutput()
+	said = strings.TrimSpace(string(out))
+	if err != nil {
+		last = said[strings.LastIndex(said, "\n")+1:]
+	}
+	return said, last
+}
+
+// Of patches that change the same file none takes back what another does, whatever had
+// to be solved in both, and one that the new series has already is left out.
+func TestPortOfSeveralPatches(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, ".", "cp -r ../kernel "+dir+"/")
+	shell(t, dir, `
+		for v in 9.1 9.2; do
+			mkdir -p $v/{fs/smb/{server,common},fs/nls,scripts,include/linux}
+			touch $v/{fs/nls/nls_ucs2_utils.h,scripts/asn1_compiler.c,include/linux/asn1_ber_bytecode.h}
+			printf 'VERSION = %s\nPATCHLEVEL = %s\nSUBLEVEL = 1\n' ${v/./ } > $v/Makefile
+			seq 40 > $v/fs/smb/server/f.c
+			echo $v > $v/fs/smb/server/g.c
+		done
+		sed -i 's/^10$/ten/; s/^30$/thirty/' 9.2/fs/smb/server/f.c
+		echo gone > 9.1/fs/smb/server/gone.c
+		mkdir kernel/9.1
+		cp -r 9.1 is
+		patch_of() { # NAME FILE SED
+			cp -r is will
+			sed -i "$3" will/$2
+			{ printf 'why, Linux 9.1\n---\n'; diff -up --label a/$2 --label b/$2 is/$2 will/$2 || true; } >> kernel/9.1/$1.patch
+			rm -r is
+			mv will is
+		}
+		patch_of hooks fs/smb/server/f.c 's/^10$/hook10/; s/^20$/hook20/'
+		patch_of mend-a fs/smb/server/f.c 's/^30$/mend30/'
+		patch_of mend-b fs/smb/server/g.c 's/9.1/9.2/'
+		patch_of mend-c fs/smb/server/gone.c 's/gone/mended/'`)
+	const again = "port: solve what is shown above, then run this again"
+	const first, second = "work/solve/hooks.patch/fs/smb/server/f.c", "work/solve/mend-a.patch/fs/smb/server/f.c"
+	step := func(want, then string) (said string) {
+		t.Helper()
+		said, last := portOf(dir)
+		if last != want {
+			t.Fatalf("%q, want %q", said, want)
+		}
+		shell(t, dir, then)
+		return said
+	}
+	step(again, "[ ! -e "+second+" ]; sed -i '/^<<<<<<< /,/^>>>>>>> /c both10' "+first)
+	step(again, "sed -i '/^<<<<<<< /,/^>>>>>>> /c both30' "+second+"; sed -i s/both10/better10/ "+first)
+	step("port: "+second+" is of another merge than this: remove it, to solve it anew", "rm "+second)
+	step(again, "sed -i '/^<<<<<<< /,/^>>>>>>> /c both30' "+second)
+	said := step("", `
+		[ "$(ls kernel/9.2 | paste -sd' ')" = "hooks.patch mend-a.patch" ]
+		kernel/tree.sh 9.2 9.2 tree
+		[ "$(sed -n '10p;20p;30p' tree/fs/smb/server/f.c | paste -sd' ')" = "better10 hook20 both30" ]`)
+	for _, want := range []string{
+		"port: mend-b.patch: left out, 9.2 has all of it",
+		"port: mend-c.patch: 9.2 has no fs/smb/server/gone.c: what is for that is left out, find out where it belongs",
+	} {
+		if !strings.Contains(said, want+"\n") {
+			t.Errorf("%q, want %q", said, want)
+		}
+	}
 }
 
 // Versions sort as they follow each other, for dpkg and for rpm.
