@@ -80,7 +80,7 @@ all: build
 build:
 	@command -v go > /dev/null || { echo 'make: there is no go: install Go 1.26 or later, and have it in PATH' >&2; exit 1; }
 	@packaging/version.sh check "$$VERSION"
-	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags 'nethttpomithttp2,$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
 $(BUILD)/linux/release: FORCE

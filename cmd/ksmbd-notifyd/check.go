@@ -367,10 +367,18 @@ func (m *machine) checkServer(c *checker) {
 	}
 }
 
+// lockDirs are where ksmbd-tools may be built to have their lock file: by a
+// distribution, on a router, by somebody who chose nothing.
+var lockDirs = []string{"run", "var/run", "usr/local/var/run"}
+
 // mountd returns the command line and the directory of the process of which
 // ksmbd.mountd's lock file has the id, nil if it does not live.
 func (m *machine) mountd() (args []string, dir string) {
-	lock, err := os.ReadFile(filepath.Join(m.root, "run/ksmbd.lock"))
+	var lock []byte
+	err := fs.ErrNotExist
+	for i := 0; err != nil && i < len(lockDirs); i++ {
+		lock, err = os.ReadFile(filepath.Join(m.root, lockDirs[i], "ksmbd.lock"))
+	}
 	pid, idErr := strconv.Atoi(strings.TrimSpace(string(lock)))
 	if err != nil || idErr != nil {
 		return nil, ""

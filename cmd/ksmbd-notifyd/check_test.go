@@ -314,6 +314,10 @@ func testCheckMistakes(t *testing.T) {
 			"FAIL  ksmbd     answers, but ksmbd.mountd has died, and nobody can log in any more: systemctl restart ksmbd", false},
 		{"mountd ended", func(g *goodMachine) { g.remove("run") }, "FAIL  ksmbd     answers, but ksmbd.mountd has died", false},
 		{"another has mountd's id", func(g *goodMachine) { g.write("proc/123/cmdline", "bash\x00") }, "FAIL  ksmbd     answers, but ksmbd.mountd has died", false},
+		{"mountd of ksmbd-tools that were built by hand", func(g *goodMachine) {
+			g.remove("run")
+			g.write("usr/local/var/run/ksmbd.lock", "123\n")
+		}, "ok    ksmbd     runs\n", true},
 		{"daemon of a ksmbd that stopped", func(g *goodMachine) { g.report.Server = "shutdown" }, "ok    daemon    is ready to serve ksmbd\n", true},
 		{"settings", func(g *goodMachine) {
 			g.write("ksmbd-notifyd.conf", "[global]\nmax watches per user = 7\n")
