@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # make build        build/ksmbd-notifyd; TAGS=small without metrics, for routers, GOARCH=... for another machine
+# make install      what make build has made, and all that goes with it, below DESTDIR, the program in SBINDIR; for recipes
 # make module       build/module/<kernel release>/ksmbd.ko, from the distribution's kernel source
 # make deb          build/package/*.deb: the daemon, and the kernel part through DKMS; make rpm likewise
 # make release      VERSION=1.0.0: tarball, packages, an apt repository, notes and checksums, of the last commit
@@ -65,7 +66,7 @@ CROWD  ?= 300
 PACKAGES_MODULE := gcc libc6-dev make patch xz-utils libelf1
 PACKAGES_CHECK  := perl sparse bc bison flex gcc-powerpc-linux-gnu
 PACKAGES_UNIT   := gcc libc6-dev git bzip2 xz-utils zstd e2fsprogs xfsprogs btrfs-progs mandoc systemd bindfs \
-	rsync sqlite3 vim-tiny logrotate make shellcheck rpm nix-bin
+	rsync sqlite3 vim-tiny logrotate make shellcheck rpm nix-bin busybox-static
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian rpm busybox-static e2fsprogs kmod xz-utils
@@ -74,13 +75,28 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
+.PHONY: all build install module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
 all: build
 
 build:
 	@command -v go > /dev/null || { echo 'make: there is no go: install Go 1.26 or later, and have it in PATH' >&2; exit 1; }
 	@packaging/version.sh check "$$VERSION"
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags 'nethttpomithttp2,$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
+
+# As ksmbd-notifyd.yaml has it for debs and rpms.
+DESTDIR ?=
+SBINDIR ?= /usr/sbin
+install:
+	install -Dm755 $(BUILD)/ksmbd-notifyd -t '$(DESTDIR)$(SBINDIR)'
+	install -Dm644 packaging/ksmbd-notifyd.conf -t '$(DESTDIR)/etc/ksmbd'
+	install -Dm644 packaging/90-ksmbd-notifyd.conf -t '$(DESTDIR)/usr/lib/sysctl.d'
+	install -Dm644 packaging/ksmbd-notifyd{,-metrics}.service -t '$(DESTDIR)/usr/lib/systemd/system'
+	sed -i 's#/usr/sbin/#$(SBINDIR)/#' '$(DESTDIR)'/usr/lib/systemd/system/ksmbd-notifyd*.service
+	install -Dm644 packaging/ksmbd-notifyd.8 -t '$(DESTDIR)/usr/share/man/man8'
+	install -Dm644 packaging/prometheus/{alerts.yml,dashboard.json} -t '$(DESTDIR)/usr/share/doc/ksmbd-notifyd'
+	install -Dm644 packaging/completions/bash '$(DESTDIR)/usr/share/bash-completion/completions/ksmbd-notifyd'
+	install -Dm644 packaging/completions/fish '$(DESTDIR)/usr/share/fish/vendor_completions.d/ksmbd-notifyd.fish'
+	install -Dm644 packaging/completions/zsh '$(DESTDIR)/usr/share/zsh/site-functions/_ksmbd-notifyd'
 
 # Rewritten only when a newer kernel of the series is wanted, so that what depends on it is rebuilt only then.
 $(BUILD)/linux/release: FORCE

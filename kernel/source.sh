@@ -14,8 +14,8 @@ files=(Makefile fs/smb/server fs/smb/common 'fs/nls/nls_ucs2_*.h' scripts/asn1_c
 mkdir -p "$dir"
 dir=$(realpath "$dir")
 if [ -d "$source" ] && [ ! -e "$source/fs/smb/server" ]; then
-	tarballs=("$source"/linux*.tar*)
-	[ -s "${tarballs[0]}" ] || die "there is no kernel source in it, neither fs/smb/server nor a tarball linux*.tar.*"
+	mapfile -t tarballs < <(find "$source/" -maxdepth 1 -name 'linux*.tar*' ! -name '*.sign' ! -name '*.asc' ! -type d)
+	[ ${#tarballs[@]} != 0 ] || die "there is no kernel source in it, neither fs/smb/server nor a tarball linux*.tar.*"
 	[ ${#tarballs[@]} = 1 ] || die "there are several tarballs in it, name one"
 	source=${tarballs[0]}
 fi
@@ -26,11 +26,12 @@ else
 	# In tarballs of distributions the tree is not always the first level.
 	new=$(mktemp -d "$dir/new.XXXXXX")
 	trap 'rm -rf "$new"' EXIT
-	error=$(LC_ALL=C tar -x -f "$source" -C "$new" --wildcards --no-wildcards-match-slash "${files[@]}" "${files[@]/#/*\/}" "${files[@]/#/.\/*\/}" 2>&1 |
+	error=$(LC_ALL=C tar -x --force-local -f "$source" -C "$new" --wildcards --no-wildcards-match-slash "${files[@]}" "${files[@]/#/*\/}" "${files[@]/#/.\/*\/}" 2>&1 |
 		grep -vE '^$|: Not found in archive$|Exiting with failure status') || true
 	case $error in
 	'') ;;
 	*'Cannot exec'*) die "it cannot be unpacked: install $(sed -n 's/.*: l*\([a-z0-9]*\): Cannot exec.*/\1/p' <<< "$error" | tail -1)" ;;
+	*'unrecognized option'*) die "it cannot be unpacked: install GNU tar" ;;
 	*'No space left'*) die "it cannot be unpacked: No space left on device: the disk is full" ;;
 	*) die "it cannot be unpacked, fetch it anew: ${error%%$'\n'*}" ;;
 	esac

@@ -252,8 +252,45 @@ func TestRecipes(t *testing.T) {
 			named++
 		}
 	}
-	if named < 20 {
+	if named < 12 {
 		t.Errorf("only %d files are named in %q", named, recipes)
+	}
+}
+
+// make install, which recipes use, has all that the rpm has, and units that name programs
+// where the recipes put them.
+func TestMakeInstall(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, "..", "unset MAKEFLAGS MFLAGS; mkdir "+dir+"/build; touch "+dir+"/build/ksmbd-notifyd; umask 077; make -s install BUILD="+dir+"/build DESTDIR="+dir+"/root SBINDIR=/opt/bin")
+	got := strings.Fields(shell(t, dir+"/root", "find . -type f -printf '%m/%P\\n'"))
+	var want []string
+	for _, m := range regexp.MustCompile(`(?m)^  - \{src: .*, dst: /(\S+?)(?:, type: "config.*|, packager: rpm)?\}$`).FindAllStringSubmatch(read(t, "packaging/ksmbd-notifyd.yaml"), -1) {
+		switch name := strings.TrimSuffix(m[1], ".gz"); name {
+		case "usr/sbin/ksmbd-notifyd":
+			want = append(want, "755/opt/bin/ksmbd-notifyd")
+		default:
+			want = append(want, "644/"+name)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) || len(want) < 10 {
+		t.Errorf("installed:\n%s\nnot:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+
+	nix := regexp.MustCompile(`sed -i "(s#.*?)"`).FindStringSubmatch(read(t, "packaging/nixos/module.nix"))
+	if nix == nil {
+		t.Fatal("NixOS' recipe does not change the units")
+	}
+	nix[1] = strings.NewReplacer("${daemon}", "/opt", "${pkgs.coreutils}", "/opt").Replace(nix[1])
+	for _, unit := range units {
+		for where, text := range map[string]string{"make install": shell(t, dir+"/root/usr/lib/systemd/system", "cat "+unit), "nixos": shell(t, ".", "sed '"+nix[1]+"' "+unit)} {
+			for _, m := range regexp.MustCompile(`(?m)^Exec\w+=(\S+)`).FindAllStringSubmatch(text, -1) {
+				if path := m[1]; !strings.HasPrefix(path, "/opt/bin/") && (where == "nixos" || path != "kill") {
+					t.Errorf("%s: %s starts %s", where, unit, path)
+				}
+			}
+		}
 	}
 }
 

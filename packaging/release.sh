@@ -4,6 +4,7 @@
 # for amd64 and arm64, a flat apt repository of the debs, the notes and all checksums. VERSION in the environment is its
 # version.
 set -euo pipefail
+umask 022 # a web server is to read it
 cd "$(dirname "$(realpath "$0")")/.."
 die() { echo "release: $*" >&2; exit 1; }
 

@@ -34,7 +34,7 @@ func TestKernelSource(t *testing.T) {
 	}
 	dir := t.TempDir()
 	shell(t, dir, `
-		mkdir -p linux-6.12.9/{fs/smb/{server,common},fs/nls,scripts,include/linux} bin none two in
+		mkdir -p linux-6.12.9/{fs/smb/{server,common},fs/nls,scripts,include/linux} bin none two in signed
 		printf 'VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 9\n' > linux-6.12.9/Makefile
 		for f in fs/smb/server/a.c fs/smb/common/b.c fs/nls/nls_ucs2_utils.h scripts/asn1_compiler.c include/linux/asn1_ber_bytecode.h; do
 			head -c 3000 /dev/urandom > linux-6.12.9/$f
@@ -43,6 +43,8 @@ func TestKernelSource(t *testing.T) {
 		tar -C linux-6.12.9 -cf flat.tar .
 		(cd linux-6.12.9 && tar -cf ../bare.tar *)
 		cp linux-6.12.9.tar.bz2 in/linux-source-6.12.9.tar.bz2
+		cp linux-6.12.9.tar.xz signed/ && touch signed/linux-6.12.9.tar.sign
+		cp linux-6.12.9.tar 'host:with blank.tar'
 		touch two/linux-{1,2}.tar; echo >> two/linux-1.tar
 		for z in xz gz zst; do head -c 5000 linux-6.12.9.tar.$z > cut.tar.$z; done
 		echo text > text.tar.gz
@@ -54,6 +56,7 @@ func TestKernelSource(t *testing.T) {
 	for name, want := range map[string]string{
 		"linux-6.12.9": "6.12.9", "linux-6.12.9.tar": "6.12.9", "linux-6.12.9.tar.gz": "6.12.9", "linux-6.12.9.tar.bz2": "6.12.9",
 		"linux-6.12.9.tar.xz": "6.12.9", "linux-6.12.9.tar.zst": "6.12.9", "flat.tar": "6.12.9", "bare.tar": "6.12.9", "in": "6.12.9",
+		"signed": "6.12.9", "host:with blank.tar": "6.12.9",
 
 		"nowhere":     "there is no such tree or tarball, or it is empty",
 		"empty.tar":   "there is no such tree or tarball, or it is empty",
@@ -87,6 +90,18 @@ func TestKernelSource(t *testing.T) {
 		if want := "source: linux-6.12.9.tar." + z + ": it cannot be unpacked: " + want + "\n"; err == nil || string(got) != want {
 			t.Errorf("without what unpacks it: %v, %q, want %q", err, got, want)
 		}
+	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("no busybox")
+	}
+	shell(t, dir, "ln -sf "+busybox+" bin/tar")
+	c := exec.Command(filepath.Join(dir, "bin/bash"), source, "linux-6.12.9.tar", t.TempDir())
+	c.Dir = dir
+	c.Env = []string{"PATH=" + filepath.Join(dir, "bin")}
+	got, err := c.CombinedOutput()
+	if want := "source: linux-6.12.9.tar: it cannot be unpacked: install GNU tar\n"; err == nil || string(got) != want {
+		t.Errorf("with busybox: %v, %q, want %q", err, got, want)
 	}
 }
 
@@ -270,6 +285,21 @@ func TestPortOfSeveralPatches(t *testing.T) {
 	} {
 		if !strings.Contains(said, want+"\n") {
 			t.Errorf("%q, want %q", said, want)
+		}
+	}
+}
+
+// Without git, and without its archive's words, there is a version still, on a machine
+// that has little.
+func TestVersionOfCopy(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, ".", "mkdir "+dir+"/packaging "+dir+"/bin && cp version.sh release "+dir+"/packaging/ && touch "+dir+"/Makefile")
+	shell(t, dir, "for tool in sh sed stat date dirname grep uname; do ln -s $(command -v $tool) bin/; done")
+	for arg, want := range map[string]string{"": "^0~unknown\n$", "maintainer": "^ksmbd-notifyd <root@.+>\n$", "date": "^[A-Z][a-z]{2}, .* \\+0000\n$"} {
+		c := exec.Command(filepath.Join(dir, "packaging/version.sh"), strings.Fields(arg)...)
+		c.Env = []string{"PATH=" + filepath.Join(dir, "bin"), "LANG=de_DE.UTF-8"}
+		if out, err := c.CombinedOutput(); err != nil || !regexp.MustCompile(want).Match(out) {
+			t.Errorf("%q: %v, %q", arg, err, out)
 		}
 	}
 }

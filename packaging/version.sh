@@ -29,7 +29,7 @@ elif ! from commit | grep -q Format; then
 else # copied without git
 	describe=v0~unknown commit= time=$(stat -c %Y ../Makefile) author= dirty=
 fi
-[ -n "$author" ] || author="ksmbd-notifyd <root@$(hostname)>"
+[ -n "$author" ] || author="ksmbd-notifyd <root@$(uname -n)>"
 
 case ${1:-} in
 maintainer)

@@ -23,8 +23,9 @@ refused() {
 
 git -c safe.directory='*' clone -q --no-hardlinks . "$work/clone"
 chown -R nobody: "$work/clone"
-quietly make -C "$work/clone" release VERSION=$version
+(umask 077 && quietly make -C "$work/clone" release VERSION=$version)
 out=$work/clone/build/release
+[ -z "$(find "$out" ! -perm -o=r)" ] || die "a web server cannot read $(find "$out" ! -perm -o=r)"
 (cd "$out" && sha256sum --quiet --strict -c SHA256SUMS) || die "checksums"
 [ "$(wc -l < "$out/SHA256SUMS")" = $(($(find "$out" -type f | wc -l) - 1)) ] || die "not everything has a checksum"
 grep -q "^# ksmbd-notifyd $version\$" "$out/NOTES.md" && grep -q '^- ' "$out/NOTES.md" || die "the notes: $(cat "$out/NOTES.md")"

@@ -14,9 +14,13 @@ let
     inherit version src;
     vendorHash = cfg.vendorHash;
     subPackages = [ "cmd/ksmbd-notifyd" ];
+    tags = [ "nethttpomithttp2" ];
     ldflags = [ "-s" "-w" "-X main.version=${version}" ];
     postInstall = ''
       install -Dm644 packaging/ksmbd-notifyd.8 -t $out/share/man/man8
+      install -Dm644 packaging/completions/bash $out/share/bash-completion/completions/ksmbd-notifyd
+      install -Dm644 packaging/completions/fish $out/share/fish/vendor_completions.d/ksmbd-notifyd.fish
+      install -Dm644 packaging/completions/zsh $out/share/zsh/site-functions/_ksmbd-notifyd
     '';
   };
 
@@ -57,9 +61,11 @@ in
     environment.systemPackages = [ daemon ];
     environment.etc."ksmbd/ksmbd-notifyd.conf".text = cfg.settings;
     systemd.packages = [
-      (pkgs.runCommand "ksmbd-notifyd-unit" { } ''
+      # Nothing that a unit names is in /usr here. Metrics: systemd.services.ksmbd-notifyd-metrics.wantedBy = [ "ksmbd-notifyd.service" ];
+      (pkgs.runCommand "ksmbd-notifyd-units" { } ''
         mkdir -p $out/lib/systemd/system
-        sed "s#/usr/sbin/#${daemon}/bin/#" ${src}/packaging/ksmbd-notifyd.service > $out/lib/systemd/system/ksmbd-notifyd.service
+        cp ${src}/packaging/*.service $out/lib/systemd/system
+        sed -i "s#/usr/sbin/#${daemon}/bin/#; s#=kill #=${pkgs.coreutils}/bin/kill #" $out/lib/systemd/system/*.service
       '')
     ];
     systemd.services.ksmbd-notifyd = {
