@@ -42,6 +42,7 @@ done
 diff <(files "$root.deb") <(files "$root") || die "the rpms' files (>) are not the debs'"
 "${rpm[@]}" -V --nodeps "${packages[@]}" || die "what is installed is not what the rpms say"
 
+mkdir -p "$root/var/lib/ksmbd-notify" && touch "$root/var/lib/ksmbd-notify/6.12.1" # as install.sh does
 "${rpm[@]}" -e "${packages[@]}" || die "erasing"
 called "systemctl --no-reload disable --now ksmbd-notifyd.service" "systemctl daemon-reload" \
 	"dkms remove -m ksmbd-notify -v $version --all --rpm_safe_upgrade"
