@@ -153,6 +153,37 @@ func TestKernelBuild(t *testing.T) {
 	shell(t, dir, `diff -r tree kept/src/linux; [ "$(ls kept)" = src ]; [ -z "$(ls out)" ]`)
 }
 
+// For DKMS a source is chosen of those that there are, and why none will do is said in a
+// line, in whatever language the administrator reads.
+func TestDKMSMake(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	shell(t, ".", `cp dkms/make.sh `+dir+`/ && cd `+dir+` && mkdir 6.12 && echo > 6.12/hooks.patch
+		printf '#!/bin/sh\ncat "$1"\n' > source.sh
+		printf '#!/bin/sh\n[ "$LC_ALL" != C ] || error=error\necho "f.c:1: ${error:-Fehler}: $(cat out.says)"\n! grep -q broken out.says || exit 1\nmkdir -p out && touch out/ksmbd.ko\n' > build.sh
+		chmod +x *.sh`)
+	for _, test := range []struct{ sources, want string }{
+		{"true", "ksmbd-notify: kernel 6.12.9-amd64: there is no kernel source: install linux-source-6.12, or name one in /etc/ksmbd-notify/kernel-source\n"},
+		{"echo 6.12.9 > /usr/src/linux-source-6.12.tar.xz", ""},
+		{"echo 6.12.7 > /usr/src/linux-source-6.12.tar.xz", "ksmbd-notify: note: building with /usr/src/linux-source-6.12.tar.xz, which is of 6.12.7\n"},
+		{"echo 6.12.9 > /usr/src/linux-source-6.12.tar.xz; echo broken > out.says",
+			"ksmbd-notify: kernel 6.12.9-amd64: ksmbd of 6.12.9, from /usr/src/linux-source-6.12.tar.xz, does not build for it: f.c:1: error: broken\n"},
+		{"mkdir /etc/ksmbd-notify; printf '# none\n\n/usr/src/a b.tar \r\n' > /etc/ksmbd-notify/kernel-source; echo 7.3.1 > '/usr/src/a b.tar'",
+			"ksmbd-notify: kernel 6.12.9-amd64: none that /etc/ksmbd-notify/kernel-source names is of 6.12\n"},
+		{"mkdir /etc/ksmbd-notify; printf '# none\n\n\t/usr/src/a b.tar \r\n' > /etc/ksmbd-notify/kernel-source; echo 6.12.9 > '/usr/src/a b.tar'", ""},
+	} {
+		c := exec.Command("unshare", "-m", "bash", "-euc", `mount -t tmpfs none /usr/src; mount -t tmpfs none /etc; cd "$1"; : > out.says; `+test.sources+`; exec ./make.sh 6.12.9-amd64 /nowhere`, "bash", dir)
+		c.Env = append(os.Environ(), "LC_ALL=de_DE.UTF-8")
+		out, err := c.CombinedOutput()
+		said := regexp.MustCompile(`(?m)^(f\.c:|.*warning: setlocale).*\n`).ReplaceAllString(string(out), "")
+		if failed := strings.Contains(test.want, "kernel 6.12"); said != test.want || (err != nil) != failed {
+			t.Errorf("%s: %v, %q, want %q", test.sources, err, out, test.want)
+		}
+	}
+}
+
 // What a script lacks is said in a line.
 func TestUsage(t *testing.T) {
 	for args, want := range map[string]string{

@@ -3,6 +3,7 @@
 # install.sh: has DKMS build and install ksmbd.ko for each kernel that is installed and has it not. Never fails: a kernel for
 # which that cannot be keeps its own ksmbd, and one line says why, here and in /var/lib/ksmbd-notify/RELEASE.
 set -uo pipefail
+export LC_ALL=C # what tools say is looked at
 
 version=@VERSION@
 why=/var/lib/ksmbd-notify

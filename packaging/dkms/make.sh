@@ -3,6 +3,7 @@
 # make.sh RELEASE HEADERS: ksmbd.ko for the kernel RELEASE, for DKMS, out of a kernel source of the same series: the one that
 # /etc/ksmbd-notify/kernel-source names, or what the distribution has.
 set -euo pipefail
+export LC_ALL=C # what tools say is looked at
 cd "$(dirname "$0")"
 
 [ $# = 2 ] || { echo "ksmbd-notify: RELEASE and HEADERS are needed" >&2; exit 1; }
