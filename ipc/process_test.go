@@ -356,7 +356,7 @@ func TestServeGroupDirectory(t *testing.T) {
 	if !errors.Is(err, unix.EMFILE) {
 		t.Errorf("with too few files: %v", err)
 	}
-	for _, beside := range [][]byte{nil, unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid())})} {
+	for _, beside := range [][]byte{nil, unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})} {
 		if _, _, err := p.wakes.WriteMsgUnix([]byte{0}, beside, nil); err != nil {
 			t.Fatal(err)
 		}

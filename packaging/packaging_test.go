@@ -223,6 +223,7 @@ func TestDocuments(t *testing.T) {
 // Recipes for other distributions are in their language's order, as far as its tools
 // are here, and what they take from the project there is.
 func TestRecipes(t *testing.T) {
+	nix := t.TempDir()     // Nix' own is root's
 	openwrt := t.TempDir() // what its tree has, as far as make takes it
 	shell(t, openwrt, "mkdir -p feeds/packages/lang/golang; echo 'all:;' > rules.mk; touch kernel.mk package.mk feeds/packages/lang/golang/golang-package.mk")
 	for _, lint := range [][]string{
@@ -240,7 +241,9 @@ func TestRecipes(t *testing.T) {
 			t.Log(err)
 			continue
 		}
-		if out, err := exec.Command(lint[0], lint[1:]...).CombinedOutput(); err != nil {
+		c := exec.Command(lint[0], lint[1:]...)
+		c.Env = append(os.Environ(), "NIX_STATE_DIR="+nix, "NIX_STORE_DIR="+nix)
+		if out, err := c.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", lint, err, out)
 		}
 	}

@@ -324,8 +324,8 @@ func TestPortOfSeveralPatches(t *testing.T) {
 // that has little.
 func TestVersionOfCopy(t *testing.T) {
 	dir := t.TempDir()
-	shell(t, ".", "mkdir "+dir+"/packaging "+dir+"/bin && cp version.sh release "+dir+"/packaging/ && touch "+dir+"/Makefile")
-	shell(t, dir, "for tool in sh sed stat date dirname grep uname; do ln -s $(command -v $tool) bin/; done")
+	shell(t, ".", "mkdir "+dir+"/packaging "+dir+"/bin && cp version.sh "+dir+"/packaging/ && touch "+dir+"/Makefile")
+	shell(t, dir, "printf 'commit: $%s:%%h$\\n' Format > packaging/release; for tool in sh sed stat date dirname grep uname; do ln -s $(command -v $tool) bin/; done")
 	for arg, want := range map[string]string{"": "^0~unknown\n$", "maintainer": "^ksmbd-notifyd <root@.+>\n$", "date": "^[A-Z][a-z]{2}, .* \\+0000\n$"} {
 		c := exec.Command(filepath.Join(dir, "packaging/version.sh"), strings.Fields(arg)...)
 		c.Env = []string{"PATH=" + filepath.Join(dir, "bin"), "LANG=de_DE.UTF-8"}

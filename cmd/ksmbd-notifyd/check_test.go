@@ -133,6 +133,7 @@ func (g *goodMachine) checked() (string, bool) {
 
 // TestCheck tries what check says, and that nothing that it can say is left out.
 func TestCheck(t *testing.T) {
+	needRoot(t)
 	checkSaid = nil
 	good := t.Run("Good", testCheckGood)
 	mistakes := t.Run("Mistakes", testCheckMistakes)

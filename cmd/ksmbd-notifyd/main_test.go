@@ -105,6 +105,7 @@ func TestNoProc(t *testing.T) {
 
 // However few files may be open, there is one line, and no trace of Go's own.
 func TestFewFiles(t *testing.T) {
+	needRoot(t)
 	for _, args := range [][]string{{"--once"}, {"status"}, {"check"}, {"trace"}, {"watch", "/dev/shm"}, {"metrics"}, {"-t", "--settings=/dev/null"}} {
 		for _, n := range []int{4, 6, 8, 31, 32} {
 			cmd := program(0, args...)
