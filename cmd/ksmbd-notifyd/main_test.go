@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -444,4 +445,47 @@ func needRoot(t *testing.T) {
 		t.Fatal(lacks)
 	}
 	t.Skip(lacks)
+}
+
+// The manual has every option, and all that status and check give as JSON.
+func TestManual(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/ksmbd-notifyd.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	manual := string(text)
+	for command, usage := range usages {
+		for _, o := range optionsOf(usage) {
+			if !regexp.MustCompile(`(?m)^\.It (Fl \w , )?Fl ` + regexp.QuoteMeta(o[1:]) + `( |$)`).MatchString(manual) {
+				t.Errorf("%q: %s is missing", command, o)
+			}
+		}
+	}
+	var keys []string
+	var add func(of reflect.Type)
+	add = func(of reflect.Type) {
+		for of.Kind() == reflect.Slice || of.Kind() == reflect.Pointer {
+			of = of.Elem()
+		}
+		if of.Kind() != reflect.Struct || of == reflect.TypeFor[time.Time]() {
+			return
+		}
+		for i := range of.NumField() {
+			f := of.Field(i)
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+				keys = append(keys, name)
+			}
+			add(f.Type)
+		}
+	}
+	add(reflect.TypeFor[report]())
+	add(reflect.TypeFor[line]())
+	for _, key := range keys {
+		if !regexp.MustCompile(`(?m)^(\.(It )?(Li|Sx|Pq) |\.Li )(.* )?` + key + `( |$)`).MatchString(manual) {
+			t.Errorf("the JSON's %s is missing", key)
+		}
+	}
+	if len(keys) < 40 {
+		t.Errorf("only %d keys are known", len(keys))
+	}
 }
