@@ -75,8 +75,11 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all build install module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
+.PHONY: all help build install module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
 all: build
+
+help:
+	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
 
 build:
 	@command -v go > /dev/null || { echo 'make: there is no go: install Go 1.26 or later, and have it in PATH' >&2; exit 1; }

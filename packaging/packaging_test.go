@@ -188,6 +188,9 @@ func TestInstall(t *testing.T) {
 // files that they name.
 func TestDocuments(t *testing.T) {
 	targets := strings.Fields(regexp.MustCompile(`(?m)^\.PHONY:(.*)`).FindString(read(t, "Makefile")))
+	if help := shell(t, "..", "unset MAKEFLAGS MFLAGS; make -s help"); !strings.HasPrefix(help, "make build ") || strings.Contains(help, "SHELL") {
+		t.Errorf("make help says %q", help)
+	}
 	documents := strings.Fields(shell(t, "..", "ls *.md docs/*.md genl/*.md packaging/*/*.md .github/*.md .github/*/*.yml"))
 	made := 0
 	for _, name := range documents {
