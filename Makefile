@@ -83,6 +83,7 @@ help:
 
 build:
 	@command -v go > /dev/null || { echo 'make: there is no go: install Go 1.26 or later, and have it in PATH' >&2; exit 1; }
+	@go list -m > /dev/null || { echo "make: $$(cd / && go version) cannot build this: install Go 1.26 or later, and have it first in PATH" >&2; exit 1; }
 	@packaging/version.sh check "$$VERSION"
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags 'nethttpomithttp2,$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)' -o $(BUILD)/ksmbd-notifyd ./cmd/ksmbd-notifyd
 

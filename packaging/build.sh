@@ -42,12 +42,12 @@ for package in ksmbd-notifyd ksmbd-notify-dkms; do
 	cat > "doc/$package/changelog" <<-END
 		$package ($VERSION) unstable; urgency=medium
 
-		  * See the project's git log.
+		  * See CHANGELOG.md, beside this file.
 
 		 -- $MAINTAINER  $DATE
 	END
 	gzip -9n "doc/$package/changelog"
-	cp copyright "doc/$package/copyright"
+	cp copyright "$root/CHANGELOG.md" "doc/$package/"
 done
 # What is linked into the daemon wants its licences told.
 (

@@ -210,6 +210,25 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// Whoever has no Go, or that of Debian 12, is told which it takes.
+func TestMakeWithoutGo(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, dir, `for tool in bash sh git sed date dirname grep uname hostname cut cat; do ln -s $(command -v $tool) . || true; done
+		mkdir old && printf '#!/bin/sh\n[ "$*" != version ] || { echo go version go1.19.8 linux/amd64; exit 0; }\nexit 1\n' > old/go && chmod +x old/go`)
+	for path, want := range map[string]string{
+		dir:                      "make: there is no go: install Go 1.26 or later, and have it in PATH\n",
+		dir + ":" + dir + "/old": "make: go version go1.19.8 linux/amd64 cannot build this: install Go 1.26 or later, and have it first in PATH\n",
+	} {
+		c := exec.Command("make", "-s", "build", "VERSION=1.0", "BUILD="+dir)
+		c.Dir = ".."
+		c.Env = []string{"PATH=" + path}
+		out, err := c.CombinedOutput()
+		if got := regexp.MustCompile(`(?m)^make: \*\*\*.*\n`).ReplaceAllString(string(out), ""); err == nil || got != want {
+			t.Errorf("%v: %q, want %q", err, got, want)
+		}
+	}
+}
+
 // A series is there when all of its patches fit, and what somebody has made of it stays.
 // Until then no package has it.
 func TestPort(t *testing.T) {

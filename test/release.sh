@@ -32,6 +32,9 @@ grep -q "^# ksmbd-notifyd $version\$" "$out/NOTES.md" && grep -q '^- ' "$out/NOT
 for p in ksmbd-notifyd_${version}_{amd64,arm64}.deb ksmbd-notify-dkms_${version}_all.deb; do
 	[ "$(dpkg-deb -f "$out/apt/$p" Version)" = $version ] || die "no $p"
 done
+for p in "$out"/apt/*.deb; do
+	dpkg-deb --fsys-tarfile "$p" | tar -xO --wildcards './usr/share/doc/*/CHANGELOG.md' | cmp -s - CHANGELOG.md || die "$p does not say what is new"
+done
 for p in ksmbd-notifyd-$version-1.{x86_64,aarch64}.rpm ksmbd-notify-dkms-$version-1.noarch.rpm; do
 	[ "$(rpm -qp --nosignature --qf '%{VERSION}' "$out/$p" 2> /dev/null)" = $version ] || die "no $p"
 done
