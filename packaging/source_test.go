@@ -184,6 +184,59 @@ func TestDKMSMake(t *testing.T) {
 	}
 }
 
+// A module that does not build is no error, and what there is to be known of it stays,
+// though DKMS takes its own away; with what was missing there it is built.
+func TestDKMSInstall(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	shell(t, ".", `sed 's/@VERSION@/1.0/; s/@SERIES_REGEXP@/6\\.12/; s/@SERIES@/6.12/' dkms/install.sh > `+dir+`/install.sh && cd `+dir+` && mkdir bin
+		cat > bin/dkms <<-'END'
+			#!/bin/bash
+			tree=/var/lib/dkms/ksmbd-notify/1.0
+			case $1 in
+			add) mkdir -p $tree/build ;;
+			install)
+				echo 'f.c:1: error' > $tree/build/make.log
+				echo 'ksmbd-notify: kernel 6.12.9: it does not build' >> $tree/build/make.log
+				mkdir -p /lib/modules/6.12.9/updates/dkms
+				[ ! -e /good ] || echo 1.0 > /lib/modules/6.12.9/updates/dkms/ksmbd.ko
+				[ -e /good ]
+				;;
+			remove) rm -rf /var/lib/dkms/ksmbd-notify ;;
+			esac
+		END
+		printf '#!/bin/sh\ncat "$3"\n' > bin/modinfo
+		printf '#!/bin/sh\n' > bin/depmod
+		chmod +x bin/* install.sh`)
+	got := shell(t, dir, `exec 2>&1; exec unshare -m bash -euc '
+		mkdir top; mount -t tmpfs none top; mkdir top/{upper,work}
+		mount -t overlay -o lowerdir=/,upperdir=top/upper,workdir=top/work none /mnt
+		mkdir -p /mnt/lib/modules/{6.12.9/build/include/config,6.12.10,6.1.1}
+		touch /mnt/lib/modules/{6.12.9/build/include/config/kernel.release,{6.12.10,6.1.1}/modules.dep}
+		mkdir /mnt/job && cp -r bin install.sh /mnt/job
+		mount -t tmpfs none /mnt/var/lib
+		mount --rbind /dev /mnt/dev
+		mount --rbind /proc /mnt/proc
+		in_root() { PATH=/job/bin:$PATH chroot /mnt "$@"; }
+		in_root /job/install.sh
+		cat /mnt/var/lib/ksmbd-notify/6.12.9{,.log}
+		touch /mnt/good
+		in_root /job/install.sh
+		ls /mnt/var/lib/ksmbd-notify
+		in_root /job/install.sh'`)
+	const keeps = " keeps its own ksmbd, which tells no changes: "
+	const others = "ksmbd-notify-dkms: kernel 6.1.1" + keeps + "its series is not supported, only 6.12\n" +
+		"ksmbd-notify-dkms: kernel 6.12.10" + keeps + "no headers: install linux-headers-6.12.10\n"
+	const failed = "ksmbd-notify-dkms: kernel 6.12.9" + keeps + "it does not build; then: /usr/src/ksmbd-notify-1.0/install.sh\n"
+	want := others + failed + failed + "f.c:1: error\nksmbd-notify: kernel 6.12.9: it does not build\n" +
+		others + "ksmbd-notify-dkms: kernel 6.12.9 has ksmbd that notifies; 6.1.1\n6.12.10\n" + others
+	if want = strings.Replace(want, "notifies; ", "notifies\n", 1); got != strings.TrimSpace(want) {
+		t.Errorf("%s\n, want\n%s", got, want)
+	}
+}
+
 // What a script lacks is said in a line.
 func TestUsage(t *testing.T) {
 	for args, want := range map[string]string{

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # install.sh: has DKMS build and install ksmbd.ko for each kernel that is installed and has it not. Never fails: a kernel for
-# which that cannot be keeps its own ksmbd, and one line says why, here and in /var/lib/ksmbd-notify/RELEASE.
+# which that cannot be keeps its own ksmbd, and one line says why, here and in /var/lib/ksmbd-notify/RELEASE; what a build that
+# failed has said is in RELEASE.log there.
 set -uo pipefail
 export LC_ALL=C # what tools say is looked at
 
@@ -55,6 +56,7 @@ for modules in /lib/modules/*/; do
 		say "kernel $release has ksmbd that notifies${said:+; $said}"
 	else
 		said=$(sed -n "s/^ksmbd-notify: kernel $release: //p" "$make" 2> /dev/null | tail -1)
+		cp "$make" "$why/$release.log" 2> /dev/null # DKMS removes it too
 		# What was half written must not stand before the kernel's own.
 		dkms remove -m ksmbd-notify -v $version -k "$release" > /dev/null 2>&1
 		rm -f "/lib/modules/$release"/updates/dkms/ksmbd.ko*

@@ -95,6 +95,7 @@ echo '#error "broken"' >> "$root/root/tree/fs/smb/server/auth.c"
 echo /root/tree > "$root/etc/ksmbd-notify/kernel-source"
 trigger
 lacks "a build that fails" "ksmbd of $series[.0-9]*, from /root/tree, does not build for it: .*error"
+grep -q '#error "broken"' "$root/var/lib/ksmbd-notify/$kver.log" || die "what the build said is gone"
 rm -r "$root/root/tree" "$root/etc/ksmbd-notify"
 mv "$root/root/kept" "$root/$tarball"
 for full in /var/lib/dkms "/lib/modules/$kver/updates"; do
