@@ -49,7 +49,16 @@ var errRunning = errors.New("another ksmbd-notifyd is running, there can be one:
 // runtimeDir returns the directory of the status socket. systemd may give several.
 func runtimeDir() string {
 	first, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
-	return cmp.Or(first, "/run/ksmbd-notifyd")
+	return cmp.Or(first, filepath.Join(runDir("/"), "ksmbd-notifyd"))
+}
+
+// runDir returns where a system keeps what lasts until it boots. OpenWrt has no /run.
+func runDir(root string) string {
+	dir := filepath.Join(root, "run")
+	if _, err := os.Stat(dir); err != nil {
+		return filepath.Join(root, "var/run")
+	}
+	return dir
 }
 
 const socketName = "socket"

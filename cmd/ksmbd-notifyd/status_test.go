@@ -254,3 +254,21 @@ refused         2026-11-24 11:00:00  3      "/srv/\n"  user  test   another
 		t.Errorf("%v, got\n%swant\n%s", err, &b, stopped)
 	}
 }
+
+// Where there is no /run, as on routers, the socket has a place too.
+func TestRunDir(t *testing.T) {
+	root := t.TempDir()
+	if got := runDir(root); got != root+"/var/run" {
+		t.Errorf("without /run: %s", got)
+	}
+	if err := os.Mkdir(root+"/run", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got := runDir(root); got != root+"/run" {
+		t.Errorf("with /run: %s", got)
+	}
+	t.Setenv("RUNTIME_DIRECTORY", "/a/b:/c")
+	if got := runtimeDir(); got != "/a/b" {
+		t.Errorf("with RUNTIME_DIRECTORY: %s", got)
+	}
+}
