@@ -277,8 +277,10 @@ func (m *machine) checkModule(c *checker, family error) {
 	loaded := m.exists("sys/module/ksmbd")
 	loadedRelease, _ := os.ReadFile(filepath.Join(m.root, "sys/module/ksmbd/version")) // which a stock one has not
 	switch now := strings.TrimSpace(string(loadedRelease)); {
+	case family == nil && !found:
+		c.note("module", "loaded and notifies, but modinfo finds none for the next boot: %s, or run depmod", installDKMS)
 	case family == nil && release == "":
-		c.note("module", "loaded and notifies, but the next boot takes the stock one, %s: %s, or run depmod", cmp.Or(file, "if any"), installDKMS)
+		c.note("module", "loaded and notifies, but the next boot takes the stock one, %s: %s, or run depmod", file, installDKMS)
 	case family == nil && now != "" && now != release:
 		c.note("module", "loaded and notifies, but of release %s, and %s is of %s: %s", now, file, release, reloadModule)
 	case family == nil:

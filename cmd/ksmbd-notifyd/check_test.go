@@ -225,7 +225,7 @@ func testCheckMistakes(t *testing.T) {
 			"note  module    loaded and notifies, but the next boot takes the stock one, /lib/modules/6.12.1/updates/ksmbd.ko: " +
 				"install ksmbd-notify-dkms, or run depmod", true},
 		{"no module at the next boot", func(g *goodMachine) { g.file = "" },
-			"note  module    loaded and notifies, but the next boot takes the stock one, if any: install ksmbd-notify-dkms, or run depmod\n", true},
+			"note  module    loaded and notifies, but modinfo finds none for the next boot: install ksmbd-notify-dkms, or run depmod\n", true},
 		{"a module of another release", func(g *goodMachine) { g.write("sys/module/ksmbd/version", "0.9\n") },
 			"note  module    loaded and notifies, but of release 0.9, and /lib/modules/6.12.1/updates/ksmbd.ko is of 1.0: " +
 				"systemctl stop ksmbd && modprobe -r ksmbd && systemctl start ksmbd\n", true},
