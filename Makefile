@@ -167,13 +167,15 @@ test-series:
 			RUN='^Test(ServerSideChanges|WatchTree|SecondClient|Save.*|HangingLogin|CaseOfDirectories|Wire(Explorer|FirstRecord|Compound|Cleanup)|ModuleReload)$$'; \
 	done
 
-# The patches of FROM carried over to SERIES, whose kernel source SOURCE is; HEADERS to build for.
+# The patches of FROM carried over to SERIES, whose kernel source SOURCE is; HEADERS to build for. That of FROM comes from Debian,
+# or is FROM_SOURCE.
+from = build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux
 port:
-	@[ '$(origin SERIES)' = 'command line' ] && [ -n '$(FROM)' ] && [ -n '$(SOURCE)' ] || { echo 'usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [HEADERS=...]' >&2; exit 1; }
-	@[ -e '$(SOURCE)' ] || { echo 'port: $(SOURCE): there is no such tree or tarball' >&2; exit 1; }
+	@[ '$(origin SERIES)' = 'command line' ] && [ -n '$(FROM)' ] && [ -n '$(SOURCE)' ] || { echo 'usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [FROM_SOURCE=that of 7.3] [HEADERS=...]' >&2; exit 1; }
+	@for s in '$(SOURCE)' '$(FROM_SOURCE)'; do [ -z "$$s" ] || [ -e "$$s" ] || { echo "port: $$s: there is no such tree or tarball" >&2; exit 1; }; done
 	@$(packages) $(PACKAGES_MODULE) git
-	@test/guest/fetch.sh $(FROM) build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux
-	@kernel/port.sh $(SERIES) $(FROM) build$(patsubst %,/%,$(filter-out 6.12,$(FROM)))/linux/src '$(SOURCE)' build/port/$(SERIES)
+	@[ -n '$(FROM_SOURCE)' ] || test/guest/fetch.sh $(FROM) $(from)
+	@kernel/port.sh $(SERIES) $(FROM) '$(or $(FROM_SOURCE),$(from)/src)' '$(SOURCE)' build/port/$(SERIES)
 	@[ -z '$(HEADERS)' ] || kernel/build.sh '$(HEADERS)' '$(SOURCE)' build/port/$(SERIES)/module
 
 fuzz:

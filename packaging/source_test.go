@@ -245,8 +245,10 @@ func TestUsage(t *testing.T) {
 		"kernel/check.sh": "check: LINUX, OUT and SERIES are needed", "packaging/dkms/make.sh": "ksmbd-notify: RELEASE and HEADERS are needed",
 		"packaging/dkms.sh": "dkms: DIR is needed", "packaging/version.sh check": `version: "" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are`,
 		"make -s build VERSION=a%b":                                 `version: "a b" is no version that dpkg, rpm and DKMS all take, as 1.0.0 and 1.0.0~rc1 are`,
-		"make -s port FROM=7.3 SOURCE=/nowhere HEADERS=":            "usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [HEADERS=...]",
+		"make -s port FROM=7.3 SOURCE=/nowhere HEADERS=":            "usage: make port SERIES=x.y FROM=7.3 SOURCE=a kernel source, tree or tarball [FROM_SOURCE=that of 7.3] [HEADERS=...]",
 		"make -s port SERIES=7.4 FROM=7.3 SOURCE=/nowhere HEADERS=": "port: /nowhere: there is no such tree or tarball",
+		"make -s port SERIES=7.4 FROM=7.3 SOURCE=/ FROM_SOURCE=/no": "port: /no: there is no such tree or tarball",
+		"make -s port SERIES=99.9 FROM=7.3 SOURCE=/ FROM_SOURCE=/":  "source: /: there is no kernel source in it, neither fs/smb/server nor a tarball linux*.tar.*",
 	} {
 		words := strings.Fields(args)
 		for i := range words {
