@@ -11,7 +11,8 @@
 #                   (a part of it on the newest kernel of each other series), test-latency (what clients wait for takes no
 #                   longer than with the distribution's smbd, or a tenth at the most), and a part of these two:
 # make test-torture smbtorture's notify tests of three versions of Samba on all file systems, each 10 times
-# make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 60 MB)
+# make test-clients     SMB clients that others wrote are told what they ask for (downloads these, 70 MB); with SERIES=7.3 also
+#                   those that log in with Kerberos, whose tickets expire
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make bench-smb    what clients wait for, beside the distribution's smbd in the same guest; SMB=short takes two minutes
@@ -70,7 +71,7 @@ PACKAGES_UNIT   := gcc libc6-dev git bzip2 xz-utils zstd e2fsprogs xfsprogs btrf
 PACKAGES_GUEST  := qemu-system-x86 samba-testsuite smbclient cifs-utils busybox-static bash kmod cpio xz-utils \
 	e2fsprogs xfsprogs btrfs-progs dosfstools attr libnl-genl-3-200 libglib2.0-0
 PACKAGES_INSTALL := qemu-system-x86 mmdebstrap lintian rpm busybox-static e2fsprogs kmod xz-utils
-PACKAGES_CLIENTS := mmdebstrap cpio
+PACKAGES_CLIENTS := mmdebstrap cpio gcc libc6-dev
 PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh

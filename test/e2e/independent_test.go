@@ -46,7 +46,7 @@ const clientsRoot = "/opt/clients"
 // enterClientsRoot makes that root complete, for as long as the test runs.
 func enterClientsRoot(t *testing.T) {
 	t.Helper()
-	for _, dir := range []string{"proc", "dev"} {
+	for _, dir := range []string{"proc", "dev", "sys", "run", "etc/ksmbd"} {
 		to := filepath.Join(clientsRoot, dir)
 		if err := unix.Mount("/"+dir, to, "", unix.MS_BIND, ""); err != nil {
 			t.Fatalf("%s: %v: these clients come with make test-clients", to, err)

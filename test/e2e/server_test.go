@@ -121,9 +121,10 @@ const long = 30 * time.Second
 
 // server is what setUp started.
 var server struct {
-	mountd  *process
-	notifyd *process
-	quiet   bool // the next daemon does not log what it does
+	mountd   *process
+	mountdBy []string // what starts it, see kerberos
+	notifyd  *process
+	quiet    bool // the next daemon does not log what it does
 }
 
 func setUp() error {
@@ -320,7 +321,7 @@ func configure() error {
 func startMountd() error {
 	conf, db, _ := toolOptions()
 	var err error
-	if server.mountd, err = start("mountd", "ksmbd.mountd", "-n", conf, confFile, db, passwdDB); err != nil {
+	if server.mountd, err = start("mountd", append(server.mountdBy, "ksmbd.mountd", "-n", conf, confFile, db, passwdDB)...); err != nil {
 		return err
 	}
 	if err := until(long, listening); err != nil {

@@ -36,6 +36,9 @@ type Options struct {
 
 	ClientGUID [16]byte // zero: made up
 
+	// Ticket makes a security token with a Kerberos ticket and gives the key that goes with it: to log on so instead.
+	Ticket func() (token, key []byte, err error)
+
 	PreviousSession uint64 // the one that this replaces, MS-SMB2 2.2.5
 	ReadBuffer      int    // of the socket, in bytes; 0: the system's
 }
@@ -192,8 +195,8 @@ func preauthHash(hash []byte, messages ...[]byte) []byte {
 	return hash
 }
 
-// sessionSetup logs on with NTLMv2, without SPNEGO around it, and binds to the
-// session of main if there is one.
+// sessionSetup logs on, with NTLMv2 without SPNEGO around it or with a ticket, and binds to the session of main if there is
+// one.
 func (c *Conn) sessionSetup(ctx context.Context, main *Conn, preauth []byte) error {
 	o, flags := c.options, uint8(0)
 	if main != nil {
@@ -209,28 +212,24 @@ func (c *Conn) sessionSetup(ctx context.Context, main *Conn, preauth []byte) err
 		le.PutUint64(r.Body[16:], o.PreviousSession)
 		return r
 	}
-	r, call, err := c.roundTrip(ctx, request(ntlmNegotiate()))
-	if !errors.Is(err, StatusMoreProcessingRequired) {
-		return fmt.Errorf("SESSION_SETUP: no challenge: %w", err)
+	logOn := o.Ticket
+	if logOn == nil {
+		r, call, err := c.roundTrip(ctx, request(ntlmNegotiate()))
+		if !errors.Is(err, StatusMoreProcessingRequired) {
+			return fmt.Errorf("SESSION_SETUP: no challenge: %w", err)
+		}
+		preauth = preauthHash(preauth, call.raw, r.raw)
+		c.mu.Lock()
+		c.session = r.SessionID
+		c.mu.Unlock()
+		logOn = func() (token, key []byte, err error) { return o.answer(r) }
 	}
-	preauth = preauthHash(preauth, call.raw, r.raw)
-	if len(r.Body) < 8 {
-		return fmt.Errorf("SESSION_SETUP: %w", errShort)
-	}
-	off, length := int(le.Uint16(r.Body[4:])), int(le.Uint16(r.Body[6:]))
-	if off > len(r.raw) || length > len(r.raw)-off {
-		return fmt.Errorf("SESSION_SETUP: %w", errShort)
-	}
-	var nonce [8]byte
-	rand.Read(nonce[:])
-	token, key, err := ntlmAuthenticate(r.raw[off:off+length], o.User, o.Password, nonce, time.Now())
+	token, key, err := logOn()
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.session = r.SessionID
-	c.mu.Unlock()
-	if r, call, err = c.roundTrip(ctx, request(token)); err != nil {
+	r, call, err := c.roundTrip(ctx, request(token))
+	if err != nil {
 		return err
 	}
 	k, err := newKeys(o.Dialect, o.Cipher, key, preauthHash(preauth, call.raw))
@@ -249,8 +248,32 @@ func (c *Conn) sessionSetup(ctx context.Context, main *Conn, preauth []byte) err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.keys, c.signing, c.binding = k, o.Sign && o.Cipher == CipherNone, nil
+	c.session, c.keys, c.signing, c.binding = r.SessionID, k, o.Sign && o.Cipher == CipherNone, nil
 	return nil
+}
+
+// answer answers the NTLM challenge in a SESSION_SETUP response.
+func (o *Options) answer(r *Response) (token, key []byte, err error) {
+	if len(r.Body) < 8 {
+		return nil, nil, fmt.Errorf("SESSION_SETUP: %w", errShort)
+	}
+	off, length := int(le.Uint16(r.Body[4:])), int(le.Uint16(r.Body[6:]))
+	if off > len(r.raw) || length > len(r.raw)-off {
+		return nil, nil, fmt.Errorf("SESSION_SETUP: %w", errShort)
+	}
+	var nonce [8]byte
+	rand.Read(nonce[:])
+	return ntlmAuthenticate(r.raw[off:off+length], o.User, o.Password, nonce, time.Now())
+}
+
+// Reauthenticate logs on again with a new ticket, MS-SMB2 3.2.4.2.3: the session goes on, with the keys it has.
+func (c *Conn) Reauthenticate(ctx context.Context) error {
+	token, _, err := c.options.Ticket()
+	if err != nil {
+		return err
+	}
+	_, err = c.Do(ctx, SetupRequest(token))
+	return err
 }
 
 // SetupRequest is a SESSION_SETUP with a security token, MS-SMB2 2.2.5.

@@ -76,6 +76,7 @@ const (
 	StatusCancelled              Status = 0xc0000120
 	StatusFileClosed             Status = 0xc0000128
 	StatusUserSessionDeleted     Status = 0xc0000203
+	StatusNetworkSessionExpired  Status = 0xc000035c
 )
 
 func (s Status) String() string {
@@ -96,6 +97,7 @@ func (s Status) String() string {
 		StatusCancelled:              "CANCELLED",
 		StatusFileClosed:             "FILE_CLOSED",
 		StatusUserSessionDeleted:     "USER_SESSION_DELETED",
+		StatusNetworkSessionExpired:  "NETWORK_SESSION_EXPIRED",
 	}
 	if name, ok := names[s]; ok {
 		return name
