@@ -219,6 +219,22 @@ void notify_watch_close(struct notify_watch *watch, __le32 status,
 	notify_item_put(&watch->item);
 }
 
+/*
+ * What @watch was to tell last may not have reached its client: the connection
+ * is gone, but not the handle. A client that has asked again has got it.
+ */
+void notify_watch_doubt(struct notify_watch *watch)
+{
+	lockdep_assert_held(&notify_lock);
+
+	if (!watch->told)
+		return;
+	watch->told = false;
+	watch->rescan = true;
+	if (watch->armed)
+		notify_item_queue(&watch->item, KSMBD_NOTIFY_ITEM_TYPE_WATCH);
+}
+
 /* Whether there is a watch, or was just now. */
 bool ksmbd_notify_watching(void)
 {

@@ -457,6 +457,7 @@ int ksmbd_notify_complete(u32 daemon, u64 id, struct notify_told *told)
 	req->taken = true;
 	hash_del(&req->hash);
 	req->watch->promised = true;
+	req->watch->told = true;
 	if (told->below)
 		told->dir = get_file(req->watch->dir);
 	if ((told->below || told->room <= NOTIFY_SEND_HERE) &&

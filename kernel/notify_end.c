@@ -117,8 +117,11 @@ static void watch_end_requests(struct notify_watch *watch, __le32 status)
 void ksmbd_notify_disconnect(struct ksmbd_file *fp)
 {
 	spin_lock(&notify_lock);
-	if (fp->notify)
+	if (fp->notify) {
 		watch_end_requests(fp->notify, STATUS_NOTIFY_CLEANUP);
+		if (!fp->conn)
+			notify_watch_doubt(fp->notify);
+	}
 	spin_unlock(&notify_lock);
 }
 

@@ -98,7 +98,8 @@ struct notify_watch {
 	bool			known;		/* the daemon has got it */
 	bool			armed;		/* the daemon has marks in place */
 	bool			promised;	/* a client relies on it */
-	bool			rescan;		/* promised, but not armed */
+	bool			told;		/* something, and nobody has asked since */
+	bool			rescan;		/* some of what was promised may be lost */
 	const char		*share;		/* behind user */
 	char			user[];
 };
@@ -225,6 +226,7 @@ void notify_request_finish(struct ksmbd_notify_request *req, __le32 status);
 void notify_request_end(struct ksmbd_notify_request *req, __le32 status);
 void notify_watch_close(struct notify_watch *watch, __le32 status,
 			struct ksmbd_work *work);
+void notify_watch_doubt(struct notify_watch *watch);
 
 /* notify_see.c */
 __le32 notify_request_fill(struct ksmbd_notify_request *req,

@@ -175,6 +175,9 @@ static __le32 request_link(struct ksmbd_work *work, struct ksmbd_file *fp,
 	}
 	if (fp)
 		watch = fp->notify;
+	/* Its client asks again, and so has got what it was told. */
+	if (list_empty(&watch->requests))
+		watch->told = false;
 	refcount_inc(&watch->item.refs);
 	req->watch = watch;
 	req->item.id = ++notify_last_id;

@@ -277,6 +277,8 @@ static void request_answer(struct ksmbd_notify_request *req)
 	list_del_init(&req->entry);
 	req->status = status;
 	req->done = true;
+	if (req->watch->fp && conn_is_dead(req->work->conn))
+		notify_watch_doubt(req->watch);
 }
 
 /* The first request of @conn that is asking @fs, or waits for that. */

@@ -214,6 +214,46 @@ func TestDurable(t *testing.T) {
 	w.ok(f.Close(w.ctx))
 }
 
+// TestDurableUntold: a client that lost its connection without a word may not have what it was told last. Unless it has asked
+// again since, it is told to list the directory anew when it takes up its durable handle.
+func TestDurableUntold(t *testing.T) {
+	options := leaseOptions(true)
+	if !strings.Contains(options, "durable") {
+		t.Skip("ksmbd-tools before 3.5 cannot turn durable handles on")
+	}
+	reconfigure(t, options)
+	begin(t)
+	w := newWire(t, long)
+	key, guid := [16]byte{1}, [16]byte{2}
+	p := smb2.CreateParams{
+		Name: w.name, Access: wireRead, Disposition: smb2.DispositionOpen, Options: smb2.OptionDirectory,
+		Oplock: smb2.OplockLease, Contexts: []smb2.Context{smb2.LeaseContext(key), smb2.DurableContext(guid)},
+	}
+	o := smb2.Options{ClientGUID: [16]byte{3}}
+	c, tree := w.connect(o)
+	f := w.create(tree, p)
+	comesBack := func() {
+		t.Helper()
+		o.PreviousSession = c.SessionID()
+		c, tree = w.connect(o)
+		p.Contexts = []smb2.Context{smb2.LeaseContext(key), f.ReconnectContext(guid)}
+		f = w.create(tree, p)
+	}
+	call, _ := w.park(f, wireNames())
+	w.touch("a")
+	w.told(call, "ADDED a")
+	comesBack()
+	w.enumDir(w.ends(w.send(f, wireNames()), smb2.StatusNotifyEnumDir))
+
+	call, _ = w.park(f, wireNames())
+	w.touch("b")
+	w.told(call, "ADDED b")
+	w.park(f, wireNames())
+	comesBack()
+	w.touch("c")
+	w.told(w.send(f, wireNames()), "ADDED c")
+}
+
 // TestLeasedDirectory: a client that has a directory open and does not share its deletion has it stay, until it closes it. One
 // that keeps the handle for its lease alone is asked to give it up.
 func TestLeasedDirectory(t *testing.T) {
