@@ -142,7 +142,7 @@ func (p *point) hits(s *scope, name []byte, ops Op) []hit {
 		return nil
 	}
 	if err := s.findIn(p.upper, p.dir, name, p.host.id); err != nil {
-		p.upper.lost(ops, false)
+		p.upper.lostFor(err, ops, false)
 	}
 	s.loseUnsure(ops)
 	return s.hits

@@ -269,10 +269,19 @@ func (fs *filesystem) removedEntry(e *event, dir *node, ops Op) {
 func (fs *filesystem) findOrLose(s *scope, dir *node, name []byte, ops Op) (all bool) {
 	err := s.find(fs, dir, name)
 	if err != nil {
-		fs.lost(ops, false)
+		fs.lostFor(err, ops, false)
 	}
 	s.loseUnsure(ops)
 	return err == nil && !s.unsure
+}
+
+// lostFor is lost where err keeps it from being found out who is to be told what. Who was told of
+// names in a loop was told wrong ones.
+func (fs *filesystem) lostFor(err error, ops Op, singles bool) {
+	if err == errLoop {
+		ops = ^Op(0)
+	}
+	fs.lost(ops, singles)
 }
 
 // self tells what happened to a directory's own attributes: the directories
@@ -302,7 +311,7 @@ func (fs *filesystem) self(e *event) {
 	case err == errUnlisted:
 		fs.somewhere(ops, true) // as anybody can have it be who has a removed one open
 	case err != nil || fs.mark.mask()&unix.FAN_ATTRIB == 0 && n.site == nil && len(s.hits) == 0:
-		fs.lost(ops, true)
+		fs.lostFor(err, ops, true)
 	}
 	s.loseUnsure(ops)
 	if d := fs.believed(n.parent, []byte(n.name)); d != nil && !d.present && !d.expected {

@@ -368,3 +368,36 @@ func TestSubvolumeDeleted(t *testing.T) {
 		})
 	}
 }
+
+// Outdated positions can be a loop, from which nobody comes to the watched directory: who sees the mounts in it cannot be
+// found out either.
+func TestLoop(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	if err := errJoin(os.MkdirAll(dir+"/a/b/m", 0o755), os.Mkdir(dir+"/o", 0o755), unix.Mount(dir+"/o", dir+"/a/b/m", "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir+"/a/b/m", unix.MNT_DETACH) })
+	g := openTest(t)
+	defer g.Close()
+	w, told := watchTest(t, g, dir, true, Create)
+	_, other := watchTest(t, g, dir, true, Delete)
+	touch(t, dir+"/a/b/1")
+	drain(t, g)
+	wantTold(t, told, "create a/b/1")
+	for _, n := range w.fs.nodes {
+		if n.name == "a" {
+			for _, b := range w.fs.nodes {
+				if b.parent == n {
+					w.fs.move(n, b, "a")
+				}
+			}
+		}
+	}
+	touch(t, dir+"/a/b/2")
+	drain(t, g)
+	wantTold(t, told, "overflow")
+	wantTold(t, other, "overflow")
+	touch(t, dir+"/a/b/3")
+	drain(t, g)
+	wantTold(t, told, "create a/b/3")
+}

@@ -135,8 +135,8 @@ func (s *scope) up(fs *filesystem, n *node, c *climb) (*node, error) {
 		return nil, nil
 	}
 	if c.steps++; c.steps > maxPath/2 {
-		fs.misnamed() // a loop of outdated positions has no end
-		return nil, errTooDeep
+		fs.stale = true
+		return nil, errLoop
 	}
 	prepend(c, n.name)
 	return n.parent, nil

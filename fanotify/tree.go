@@ -22,7 +22,7 @@ var (
 	errGone     = errors.New("directory was removed")
 	errMoving   = errors.New("directory does not stay in its place")
 	errOutside  = errors.New("directory is not below this mount's root")
-	errTooDeep  = errors.New("path too long")
+	errLoop     = errors.New("outdated positions are a loop")
 	errCovered  = errors.New("something is mounted over a directory above")
 	errUnlisted = errors.New("directory is in none that is watched")
 )
