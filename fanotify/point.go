@@ -80,21 +80,22 @@ var (
 )
 
 // way returns how the mount point is reached from a directory that is held open, or in
-// a mount that is. The caller closes fd.
+// a mount that is. The caller closes fd. It is errMoving if that is not known, as long as a
+// rename waits unread.
 func (p *point) way() (fd int, way string, err error) {
 	if p.host.point == nil {
 		fd, err = p.upper.how.open(p.dir, p.host.id)
 		return fd, p.name, err
 	}
 	fd, way, err = p.host.point.wayTo(p.dir)
-	return fd, path.Join(way, p.name), err
+	return fd, way + p.name, err
 }
 
-// wayTo does that for the directory n, by the names that are known.
-func (p *point) wayTo(n *node) (fd int, way string, err error) {
+// wayTo does that for the directory at, by the names that are known. The way has a '/' at its end.
+func (p *point) wayTo(at *node) (fd int, way string, err error) {
 	var names []string
 	length := 0
-	for ; n != p.root; n = n.parent {
+	for n := at; n != p.root; n = n.parent {
 		if err := p.lower.place(n); err != nil {
 			return -1, "", err
 		}
@@ -104,8 +105,20 @@ func (p *point) wayTo(n *node) (fd int, way string, err error) {
 		names = append(names, n.name)
 	}
 	fd, above, err := p.way()
+	if err != nil {
+		return -1, "", err
+	}
 	slices.Reverse(names)
-	return fd, path.Join(above, strings.Join(names, "/")), err
+	way = path.Join(above, strings.Join(names, "/"))
+	h, _, err := handleAt(fd, way)
+	switch {
+	case err == nil && string(h) == at.handle:
+		return fd, way + "/", nil
+	case err == nil || isOther(err):
+		err = errMoving
+	}
+	unix.Close(fd)
+	return -1, "", err
 }
 
 // stands says whether the mount is still where it was, and nothing over it. If that cannot be

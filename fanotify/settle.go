@@ -4,7 +4,6 @@ package fanotify
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -436,26 +435,13 @@ func (l *look) open(dir *node) (fd int, way string, err error) {
 	p, below := l.fs.views[0].point, l.dir != nil && l.dir == dir.parent
 	switch {
 	case p != nil && !p.copied:
-		return l.fs.reach(p, dir)
+		return p.wayTo(dir)
 	case below && l.left == l.fs.g.left && !l.fs.how.whole(): // the way from above may be long
 		fd, err = dir.openAt(l.fd, dir.name)
 	default:
 		fd, err = l.fs.how.open(dir, 0)
 	}
 	return fd, "", err
-}
-
-// reach returns the way to a directory, with a '/' at its end, if it is still there.
-func (fs *filesystem) reach(p *point, dir *node) (fd int, way string, err error) {
-	fd, way, err = p.wayTo(dir)
-	if err != nil {
-		return -1, "", err
-	}
-	if h, _, err := handleAt(fd, way); err != nil || string(h) != dir.handle {
-		unix.Close(fd)
-		return -1, "", cmp.Or(err, errMoving)
-	}
-	return fd, way + "/", nil
 }
 
 func (l *look) close() {
