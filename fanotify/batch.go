@@ -519,7 +519,7 @@ func (fs *filesystem) sight(moved, to *node, name string) {
 	case before:
 		fs.left = fs.g.position()
 	}
-	fs.g.movedIn = fs.g.movedIn || moved.mounts != nil
+	fs.g.movedIn = fs.g.movedIn || fs.g.misplaced || moved.mounts != nil
 }
 
 // believeRename remembers both names of a rename, since these are in doubt until settle has

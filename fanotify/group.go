@@ -119,6 +119,7 @@ type Group struct {
 
 	queue     *queue // whose turn it is
 	movedIn   bool   // a directory came into a watch tree
+	misplaced bool   // a mount was not where the table says: a rename that is yet to be told may be why
 	ahead     bool   // a directory was looked up on disk: its position may be newer than events that are still queued
 	at, next  int    // where in its batch the event that is being told begins, and the one after it
 	batch     uint64 // its number
@@ -359,6 +360,7 @@ func (g *Group) Drain() error {
 		g.batch++
 		g.tellOwed()
 	}
+	g.misplaced = false
 	g.schedule()
 	return nil
 }

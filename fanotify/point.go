@@ -579,7 +579,8 @@ func (p *point) placeIn(fd int, to func(string) string, bases map[int]base) erro
 // it can.
 func (g *Group) missed(m mounts.Mount, v *view, err error) {
 	if isOther(errno(err)) {
-		return // it is hidden, or has moved just now
+		g.misplaced = true // it is hidden, or has moved just now
+		return
 	}
 	g.refuse(m, err)
 	for _, w := range v.trees {

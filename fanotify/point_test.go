@@ -401,3 +401,30 @@ func TestLoop(t *testing.T) {
 	drain(t, g)
 	wantTold(t, told, "create a/b/3")
 }
+
+// A directory is renamed after the mounts have been read and before one below it is looked for.
+func TestRenamedMeanwhile(t *testing.T) {
+	dir := mountTest(t, "tmpfs")
+	if err := os.MkdirAll(dir+"/a/b/m", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := openTest(t)
+	defer g.Close()
+	_, told := watchTest(t, g, dir, true, Create)
+	mountTmpfs(t, dir+"/a/b/m")
+	g.mounts.poll()
+	for _, n := range g.mounts.namespaces {
+		if _, err := n.Table(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(dir+"/a", dir+"/c"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir+"/c/b/m", unix.MNT_DETACH) })
+	drain(t, g)
+	*told = nil
+	touch(t, dir+"/c/b/m/f")
+	drain(t, g)
+	wantTold(t, told, "create c/b/m/f")
+}
