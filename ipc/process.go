@@ -28,8 +28,8 @@ import (
 // disks.
 var localFilesystems = map[string]bool{
 	"": true, "bcachefs": true, "btrfs": true, "erofs": true, "exfat": true, "ext2": true, "ext3": true, "ext4": true, "f2fs": true,
-	"hfsplus": true, "iso9660": true, "jfs": true, "msdos": true, "nilfs2": true, "ntfs3": true, "overlay": true, "ramfs": true,
-	"reiserfs": true, "rootfs": true, "squashfs": true, "tmpfs": true, "udf": true, "vfat": true, "xfs": true, "zfs": true,
+	"hfsplus": true, "iso9660": true, "jffs2": true, "jfs": true, "msdos": true, "nilfs2": true, "ntfs3": true, "overlay": true, "ramfs": true,
+	"reiserfs": true, "rootfs": true, "squashfs": true, "tmpfs": true, "ubifs": true, "udf": true, "vfat": true, "xfs": true, "zfs": true,
 }
 
 // MayHang says of a type of filesystem that it may leave who asks it without an

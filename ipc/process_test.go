@@ -77,6 +77,19 @@ func openDir(t *testing.T, dir string) *os.File {
 	return os.NewFile(uintptr(fd), dir)
 }
 
+// What depends on a program, a server or a network, or is not known, has a process of its own; what routers have in
+// their flash needs none.
+func TestMayHang(t *testing.T) {
+	for kind, want := range map[string]bool{
+		"": false, "ext4": false, "overlay": false, "jffs2": false, "ubifs": false, "f2fs": false,
+		"fuse": true, "fuseblk": true, "fuse.sshfs": true, "nfs4": true, "cifs": true, "autofs": true, "new": true,
+	} {
+		if MayHang(kind) != want {
+			t.Errorf("%q: %v", kind, !want)
+		}
+	}
+}
+
 // Another process's group tells what one of this process does.
 func TestProcess(t *testing.T) {
 	before := countFDs(t)
