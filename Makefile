@@ -57,7 +57,7 @@ SAMBA ?=
 LEASES ?=
 export REQUESTS ?= 10000
 export FUZZ SEED CROWD FOR BLOWS WATCHES LOUD
-DEBIAN ?= bookworm trixie
+DEBIAN ?= bookworm trixie testing
 TAGS   ?=
 FUZZ   ?= 10s
 SEED   ?= 0
