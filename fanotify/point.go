@@ -37,9 +37,11 @@ type point struct {
 	dir   *node  // the directory there that has the mount point
 	name  string // of the mount point; with '/' where it is in something that cannot be watched
 
-	failed bool // it could not be watched, and is to be tried again
-	moving bool // since the way to it is not known as it is now: an event that tells may wait
-	left   bool // it is not to be touched, see Leave
+	failed bool     // it could not be watched, and is to be tried again
+	moving bool     // since the way to it is not known as it is now: an event that tells may wait
+	saw    []*Watch // who saw it when stands could not say whether it is there
+	sawIn  uint64   // the last batch before that
+	left   bool     // it is not to be touched, see Leave
 	apart  Apart
 
 	lower *filesystem // nil while it is not watched
@@ -130,13 +132,19 @@ func (p *point) stands() bool {
 	dir, way, err := p.way()
 	if p.moving = errors.Is(err, errMoving) && !p.moving; p.moving {
 		p.upper.g.movedIn = true
+		p.sawIn = p.upper.g.batch
+		p.seers(func(w *Watch) { p.saw = append(p.saw, w) }) // it may go with the directory that it is in
 		return true
 	}
 	if err != nil {
 		return false
 	}
 	defer unix.Close(dir)
-	return p.is.Leads(dir, way)
+	if !p.is.Leads(dir, way) {
+		return false
+	}
+	p.saw = nil
+	return true
 }
 
 // enter opens the root of the mount, and returns it with the id of the mount that it is
@@ -647,15 +655,25 @@ func (p *point) loseBut(but *Watch) {
 			p.upper.g.owe(w)
 		}
 	}
+	for _, w := range p.saw {
+		if w.overflow <= p.sawIn { // else it has listed since
+			owe(w)
+		}
+	}
+	p.seers(owe)
+}
+
+// seers calls fn for the watch trees that see the mount, or may.
+func (p *point) seers(fn func(*Watch)) {
 	s, sure := p.find()
 	if !sure {
-		p.upper.g.eachTree(owe)
+		p.upper.g.eachTree(fn)
 		return
 	}
 	for i := range s.hits {
 		for _, w := range s.hits[i].node.watches {
 			if w.tree && s.hits[i].reaches(w) {
-				owe(w)
+				fn(w)
 			}
 		}
 	}
