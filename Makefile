@@ -16,6 +16,7 @@
 # make test-regression  all of smbtorture's smb2 tests that pass with the stock module pass with ours
 # make fuzz         the engine's convergence test for FUZZ a file system and mode; make bench its benchmarks
 # make bench-smb    what clients wait for, beside the distribution's smbd in the same guest; SMB=short takes two minutes
+# make bench-growth what an operation costs with 1,000, 10,000 and 100,000 watches, in a guest that may open so many files
 # make bench-stock  what our module costs clients that watch nothing, beside the distribution's in the same guest
 # make test-install the packages, on a server of each Debian release in DEBIAN, with systemd
 # make test-release a release, its tarball, packages and apt repository
@@ -76,7 +77,7 @@ PACKAGES_DEBUG  := bc bison flex libelf-dev
 
 packages = test/guest/packages.sh
 
-.PHONY: all help build install module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-smb bench-stock check-kernel clean FORCE
+.PHONY: all help build install module port deb rpm release run test test-latency test-unit test-machines test-series test-guest test-filesystems test-smbtorture test-torture test-regression test-clients test-release test-cross test-install test-debug test-starve soak cover cover-kernel fuzz fuzz-kernel bench bench-growth bench-smb bench-stock check-kernel clean FORCE
 all: build
 
 help:
@@ -241,6 +242,12 @@ test-latency: build module $(guest) $(BUILD)/samba-4.17/smbd.cpio
 	@PARTS='one client|change over SMB|watchers' test/guest/bench.sh $(BUILD) short
 
 # By instructions, so that a busy machine does not decide.
+bench-growth: $(guest)
+	@CGO_ENABLED=0 go test -c -o $(BUILD)/guest/fanotify.test ./fanotify
+	@ICOUNT=shift=2,sleep=off test/guest/run.sh $(BUILD) bench-growth 2400 $(BUILD)/guest/fanotify.test -- \
+		/rig/fanotify.test -test.run '^$$' -test.bench Growth -test.benchtime 100x -test.timeout 2300s
+
+# So too.
 bench-stock: build module $(guest)
 	@ICOUNT=shift=2,sleep=off test/guest/run.sh $(BUILD) bench-stock 600 $(BUILD)/guest/e2e.test $(BUILD)/module/$$(cat $(BUILD)/linux/release)/ksmbd.ko \
 		$(BUILD)/ksmbd-notifyd -- /rig/e2e.test -bench-stock -bench-rounds 3 -quiet
