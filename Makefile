@@ -166,7 +166,7 @@ test-machines:
 test-series:
 	@for kernel in 6.12:trixie 7.2: 7.3:; do \
 		$(MAKE) --no-print-directory test-guest SERIES=$${kernel%:*} SUITE=$${kernel#*:} FS=tmpfs \
-			RUN='^Test(ServerSideChanges|WatchTree|SecondClient|Save.*|HangingLogin|CaseOfDirectories|Wire(Explorer|FirstRecord|Compound|Cleanup)|ModuleReload)$$'; \
+			RUN='^Test(ServerSideChanges|WatchTree|SecondClient|Save.*|HangingLogin|CaseOfDirectories|Durable.*|Wire(Explorer|FirstRecord|Compound|Cleanup|CancelFirst)|ModuleReload)$$'; \
 	done
 
 # The patches of FROM carried over to SERIES, whose kernel source SOURCE is; HEADERS to build for. That of FROM comes from Debian,
