@@ -247,7 +247,7 @@ bench-growth: $(guest)
 	@ICOUNT=shift=2,sleep=off test/guest/run.sh $(BUILD) bench-growth 2400 $(BUILD)/guest/fanotify.test -- \
 		/rig/fanotify.test -test.run '^$$' -test.bench Growth -test.benchtime 100x -test.timeout 2300s
 
-# So too.
+# Counted in the same way.
 bench-stock: build module $(guest)
 	@ICOUNT=shift=2,sleep=off test/guest/run.sh $(BUILD) bench-stock 600 $(BUILD)/guest/e2e.test $(BUILD)/module/$$(cat $(BUILD)/linux/release)/ksmbd.ko \
 		$(BUILD)/ksmbd-notifyd -- /rig/e2e.test -bench-stock -bench-rounds 3 -quiet

@@ -279,7 +279,7 @@ func (l *loop) serve(ctx, working context.Context) error {
 		case errors.Is(err, ErrRetry):
 			l.log.Error("asking ksmbd for items failed, will try again", "err", err)
 			l.retry = time.After(retryAfter)
-			if l.retries++; l.retries > 1 { // what the last daemon left is not kept from being told for longer
+			if l.retries++; l.retries > 1 { // what the last daemon left has waited long enough
 				l.settle()
 			}
 			return nil

@@ -80,7 +80,7 @@ func (l *worker) watch(item genl.Item) {
 	default:
 		l.mu.Lock()
 		w.about.Strategy = w.mark.Strategy()
-		w.log = l.control.logger(l.log, about) // of who looks on now: from here on Trace sees to it
+		w.log = l.control.logger(l.log, about) // for whoever traces it now: Trace sets it anew for those who begin or end later
 		l.watches[w.id] = w
 		if item.Tree {
 			l.trees++

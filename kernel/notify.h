@@ -40,7 +40,7 @@ struct ksmbd_work;
  * @send:	requests of which something is to be sent, in order
  * @work:	sends them, if nobody else does
  * @sending:	somebody does
- * @claimed:	ksmbd_notify_cancelled() is to
+ * @claimed:	a CANCEL does, see ksmbd_notify_cancelled()
  * @asks:	requests whose filesystem is, or is to be, asked before
  * @spent:	requests that are answered
  * @free:	frees them

@@ -87,7 +87,7 @@ bool notify_overtaken(struct ksmbd_work *work, __le64 mid)
 			return true;
 	if (!work->notify_cancels ||
 	    nc->session != cpu_to_le64(work->sess->id))
-		/* Of a compound that is what became of its first request. */
+		/* The state of a compound is that of its first request. */
 		return !work->next_smb2_rcv_hdr_off &&
 		       work->state == KSMBD_WORK_CANCELLED;
 	/* One CANCEL of the oldest ends one request. */
